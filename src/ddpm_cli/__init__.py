@@ -1,0 +1,24 @@
+"""ddpm: Denoising Diffusion Probabilistic Models on your own images.
+
+from ddpm_cli import DDPM
+model = DDPM.from_pretrained("runs/cats")
+images = model.sample(64, seed=0)  # (64, C, H, W) uint8
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddpm_cli.model import DDPM as DDPM
+
+__all__ = ["DDPM", "__version__"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `ddpm --help` and whoever wants only the version need not wait for PyTorch.
+    if name == "DDPM":
+        from ddpm_cli.model import DDPM
+
+        return DDPM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

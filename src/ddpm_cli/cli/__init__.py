@@ -1,0 +1,1 @@
+"""The command line: parses, calls the core, renders. Everything that prints is in here."""

@@ -1,0 +1,87 @@
+"""`ddpm`: the commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from ddpm_cli import __version__
+from ddpm_cli.cli import noise, sample, trace, train
+from ddpm_cli.cli.console import print_error
+from ddpm_cli.errors import DDPMError
+
+app = typer.Typer(
+    name="ddpm",
+    help="Denoising Diffusion Probabilistic Models on your own images.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. DDPM_DEBUG=1 shows tracebacks.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ddpm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _ddpm(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("noise")(noise.noise)
+app.command("denoise-trace")(trace.denoise_trace)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        code = app(args=arguments, prog_name="ddpm", standalone_mode=False)
+    except Exception as error:
+        if os.environ.get("DDPM_DEBUG") == "1":
+            raise
+        code = _explain(error, arguments)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception, arguments: list[str]) -> int:
+    """Say what went wrong; returns the exit code."""
+    match error:
+        case DDPMError():
+            print_error(error.message, error.hint)
+            return error.exit_code
+        case typer.TyperException():
+            command = next((a for a in arguments if a in ("train", "sample", "noise", "denoise-trace")), None)
+            print_error(error.format_message(), f"ddpm {command} -h" if command else "ddpm -h")
+            return error.exit_code
+        case typer.Abort():
+            return 130
+        case MemoryError():
+            print_error("out of memory", _MEMORY_HINT)
+        case OSError():
+            print_error(str(error))
+        case _ if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+            print_error(f"the device is out of memory ({str(error).splitlines()[0]})", _MEMORY_HINT)
+        case _:
+            print_error(
+                f"{type(error).__name__}: {error}",
+                "This looks like a bug in ddpm. DDPM_DEBUG=1 shows where it happened; please report it with that.",
+            )
+    return 1
+
+
+_MEMORY_HINT = "Use a smaller --batch-size, or a smaller --size or --preset for a new model."

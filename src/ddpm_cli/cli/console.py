@@ -1,0 +1,77 @@
+"""The one place that prints: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Console", "print_error"]
+
+_SCHEMA = 1  # of the JSON objects; grows when a field changes its meaning
+
+
+def _stderr() -> RichConsole:
+    # soft_wrap: paths must stay in one piece for those who copy them. No markup or highlighting of users' file names.
+    return RichConsole(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """`Error: …` and `Hint: …`, on stderr, with --quiet too."""
+    console = _stderr()
+    console.print("Error:", style="bold red", end=" ")
+    console.print(message)
+    if hint:
+        console.print("Hint:", style="bold", end=" ")
+        console.print(hint)
+
+
+class Console:
+    """What a command says. as_json: its result is a JSON object. quiet: it says nothing but that, and errors."""
+
+    def __init__(self, command: str, as_json: bool, quiet: bool) -> None:
+        self.command = command
+        self.as_json = as_json
+        self.quiet = quiet
+        self._err = _stderr()
+        self.live = self._err.is_terminal and not quiet  # whether there is somebody to watch a bar
+
+    def note(self, text: str = "", style: str | None = None) -> None:
+        if not self.quiet:
+            self._err.print(text, style=style)
+
+    def warn(self, text: str) -> None:
+        self.note(f"Note: {text}", style="yellow")
+
+    def result(self, text: str, **fields: Any) -> None:
+        """The one line on stdout: `text`, or the fields as JSON."""
+        if self.as_json:
+            text = json.dumps({"schema": _SCHEMA, "command": self.command, **fields})
+        print(text, flush=True)
+
+    @contextmanager
+    def bar(self, what: str, total: int, eta: bool = True) -> Iterator[Callable[..., None]]:
+        """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, status=…).
+
+        eta: whether the bar reckons the time left by itself, or the status says it.
+        """
+        if not self.live:
+            yield lambda completed, **values: None
+            return
+        bar = Progress(
+            TextColumn("{task.fields[what]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            *([TimeRemainingColumn()] if eta else []),
+            console=self._err,
+            expand=True,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task("", total=total, what=what, status="")
+            yield lambda completed, **values: bar.update(task, completed=completed, **values)

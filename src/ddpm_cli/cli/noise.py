@@ -1,0 +1,88 @@
+"""`ddpm noise`: an image on its way to noise. Needs no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.output import deliver, pick_target, read_input
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.errors import UsageError
+
+__all__ = ["noise"]
+
+
+def noise(
+    image: Annotated[str, typer.Argument(metavar="IMG|-", help="An image file, or - for stdin.")],
+    t: Annotated[
+        list[int],
+        typer.Option(
+            "--t",
+            parser=options.parse_ts,
+            metavar="T[,T…]",
+            help="How far: 0 is the image, 1000 is noise. Several with commas between make a labelled strip.",
+        ),
+    ] = "500",  # type: ignore[assignment]
+    output: options.Output = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="png: to look at. safetensors: exact, for ddpm denoise-trace.", metavar="FORMAT"),
+    ] = "png",
+    background: Annotated[str, typer.Option("--background", help="What shows through transparency.")] = "white",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+) -> None:
+    """Noise an image to step t of the forward process, at its own size (Eq. 4), with the paper's schedule."""
+    console = Console("noise", as_json, quiet)
+    schedule = ScheduleConfig()
+    T = schedule.num_train_timesteps
+    if form not in ("png", "safetensors"):
+        raise UsageError(f"--format {form} is neither png nor safetensors")
+    if max(t) > T:
+        raise UsageError(f"--t {max(t)}: the schedule ends at t={T}, which is noise")
+    if form == "safetensors" and len(t) > 1:
+        raise UsageError("--format safetensors carries one image", "Give a single --t.")
+    stem = "noise" if image == "-" else Path(image).stem
+    name = f"{stem}-t{'-'.join(map(str, t))}.{form}"
+    suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".webp")
+    target = pick_target(output, name, suffixes, console, force)
+
+    import torch
+
+    from ddpm_cli import images
+    from ddpm_cli.device import ImageNoise
+    from ddpm_cli.noised import Noised
+
+    images.check_background(background)
+    data, called = read_input(image)
+    opened = images.open_image(data, called)
+    clean = images.from_pil(images.flatten(opened, 1 if images.is_gray(opened) else 3, background))
+    channels, height, width = clean.shape
+    # One draw of noise for all t: a strip shows one and the same noise take over.
+    made = [
+        Noised.make(
+            images.to_float(clean)[None],
+            step,
+            seed,
+            schedule,
+            ImageNoise(seed, [0], (channels, height, width), "forward"),
+        )
+        for step in t
+    ]
+    if form == "safetensors":
+        result = made[0].to_bytes()
+    else:
+        pictures = [images.to_uint8(noised.x_t) for noised in made]
+        sheet = (
+            images.to_pil(pictures[0][0])
+            if len(t) == 1
+            else images.strip([torch.cat(pictures)], [f"t={step}" for step in t])
+        )
+        result = images.picture_bytes(sheet, target.suffix)
+    deliver(target, result, console, t=t, seed=seed, size=[width, height], format=form)

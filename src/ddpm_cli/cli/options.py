@@ -1,0 +1,94 @@
+"""Options that commands share, and how their values are read. No torch: `--help` must be quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "Device",
+    "Force",
+    "Json",
+    "Model",
+    "Output",
+    "Precision",
+    "Quiet",
+    "SamplerSteps",
+    "Seed",
+    "Weights",
+    "parse_channels",
+    "parse_count",
+    "parse_ts",
+]
+
+
+def parse_count(text: str | int) -> int:
+    """A whole number above 0, as people write it: 800000, 800_000, 800k, 1.2M."""
+    digits = str(text).strip().replace("_", "").replace(",", "").lower()
+    factor = {"k": 1_000, "m": 1_000_000}.get(digits[-1:], 1)
+    try:
+        value = float(digits.rstrip("km") if factor > 1 else digits) * factor
+    except ValueError:
+        value = 0.0
+    if value < 1 or value != int(value):
+        raise typer.BadParameter(f"{text!r} is not a whole number above 0; write 5000, 800k or 1.2M")
+    return int(value)
+
+
+def parse_ts(text: str) -> list[int]:
+    """The paper's timesteps, separated by commas: 0 is the clean image."""
+    try:
+        ts = [int(part) for part in text.split(",")]
+    except ValueError:
+        ts = [-1]
+    if min(ts) < 0:
+        raise typer.BadParameter(f"{text!r} is not a timestep, nor several with commas between: 500 or 0,250,500,1000")
+    return ts
+
+
+def parse_channels(text: str) -> int:
+    if text not in ("1", "3"):
+        raise typer.BadParameter(f"{text!r} is neither 1 (gray) nor 3 (RGB)")
+    return int(text)
+
+
+_COMMON: dict[str, Any] = {"rich_help_panel": "Common options"}
+
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="DDPM_DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps. auto: cuda, else mps, else cpu.",
+        **_COMMON,
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option("--precision", help="auto, fp32 or bf16. auto: bf16 where the machine is faster at it.", **_COMMON),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.", **_COMMON)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", **_COMMON)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.", **_COMMON)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.", **_COMMON)]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="DDPM_MODEL",
+        help="A run, a model directory, or org/name[@revision] on the Hugging Face Hub. "
+        "Default: the newest run in ./runs.",
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="ema: the averaged weights. raw: as the optimiser left them (checkpoints only)."),
+]
+SamplerSteps = Annotated[
+    int | None,
+    typer.Option("--steps", parser=parse_count, metavar="N", help="Take N steps, evenly spread. Default: all of them."),
+]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; - is stdout.", metavar="PATH")]

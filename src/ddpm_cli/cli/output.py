@@ -1,0 +1,92 @@
+"""Where a command's pictures go, and where its input comes from: files, folders, pipes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ddpm_cli.cli.console import Console
+from ddpm_cli.errors import DataError, DDPMError, UsageError
+
+__all__ = ["Target", "deliver", "pick_target", "read_input"]
+
+
+class Target(NamedTuple):
+    """path is None for stdout. folder: the path is, or shall be, a folder."""
+
+    path: Path | None
+    folder: bool = False
+
+    @property
+    def suffix(self) -> str:
+        return ".png" if self.path is None else self.path.suffix.lower()
+
+
+def pick_target(
+    output: str | None, default: str, suffixes: tuple[str, ...], console: Console, force: bool, folders: bool = False
+) -> Target:
+    """Decide where the result goes, before any work is done.
+
+    output: what -o said: `-` for stdout, a file, or (if `folders`) a folder, which ends in / or has no suffix.
+    Without -o it is the file `default` at a terminal or with --json, else stdout. suffixes: those that can be written.
+    Raises UsageError on a place that makes no sense, DDPMError on one that is taken.
+    """
+    if output is None and (console.as_json or sys.stdout.isatty()):
+        output = default
+    if output is None or output == "-":
+        if console.as_json:
+            raise UsageError("--json and -o - both want stdout", "Give -o a file name.")
+        if sys.stdout.isatty():
+            raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or pipe it on.")
+        return Target(None)
+    path = Path(output)
+    if folders and (output.endswith("/") or path.is_dir() or not path.suffix):
+        if path.exists() and not path.is_dir():
+            raise DDPMError(f"-o {output}: exists and is not a folder")
+        if path.is_dir() and any(path.iterdir()) and not force:
+            raise DDPMError(
+                f"-o {output}: the folder is not empty", "Name another, or use --force to overwrite files in it."
+            )
+        return Target(path, folder=True)
+    if path.is_dir():
+        raise UsageError(f"-o {output}: is a folder", "Give a file name.")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"-o {output}: cannot write {path.suffix or 'a name without a suffix'} here",
+            f"Use {', '.join(suffixes)}{', a folder,' if folders else ''} or - for stdout.",
+        )
+    if path.exists() and not force:
+        raise DDPMError(f"-o {output}: exists", "Name another file, or use --force to overwrite it.")
+    return Target(path)
+
+
+def deliver(target: Target, data: bytes, console: Console, **fields: object) -> None:
+    """Write the bytes and say where they are."""
+    from ddpm_cli import images
+
+    if target.path is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        images.write_file(target.path, data)
+        console.result(str(target.path), output=str(target.path), **fields)
+
+
+def read_input(name: str) -> tuple[bytes, str]:
+    """The bytes of a file, or of stdin for `-`, and what to call them in messages. Raises DataError, UsageError."""
+    if name == "-":
+        if sys.stdin.isatty():
+            raise UsageError("-: nothing is piped into stdin", "Give a file name, or: cat image.png | ddpm …")
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise DataError("stdin: empty", "The command before this one wrote nothing; did it fail?")
+        return data, "stdin"
+    try:
+        return Path(name).read_bytes(), name
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: is a folder, not an image") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None

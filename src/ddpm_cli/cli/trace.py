@@ -1,0 +1,169 @@
+"""`ddpm denoise-trace`: watch the reverse process at work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
+from ddpm_cli.cli.sample import check_steps, load_model
+from ddpm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm_cli.model import DDPM
+    from ddpm_cli.noised import Noised
+
+__all__ = ["denoise_trace"]
+
+_SUFFIXES = (".png", ".jpg", ".webp", ".gif")
+_ROWS = {"xt": ("x_t",), "x0": ("x_0",), "both": ("x_t", "x_0")}
+
+
+def denoise_trace(
+    image: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[IMG|-]",
+            help="An image, noised to --t first; or the output of ddpm noise --format safetensors; - is stdin. "
+            "Default: start from pure noise.",
+        ),
+    ] = None,
+    model: options.Model = None,
+    t: Annotated[
+        int | None,
+        typer.Option("--t", min=1, metavar="T", help="Where to start. Default: half of all steps for an image."),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=2, metavar="N", help="How many states to show. Default: 10; 50 in .gif, .webp."),
+    ] = None,
+    show: Annotated[
+        str, typer.Option("--show", help="xt: the state. x0: the clean image predicted from it. both.", metavar="WHAT")
+    ] = "both",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="x.png (.jpg): a labelled strip. x.gif, x.webp: an animation. DIR/: one PNG a frame. "
+            "-: a strip to stdout. Default: trace.png at a terminal, stdout in a pipe.",
+        ),
+    ] = None,
+    steps: options.SamplerSteps = None,
+    background: Annotated[str, typer.Option("--background", help="What shows through transparency.")] = "white",
+    weights: options.Weights = "ema",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+) -> None:
+    """Show an image come out of noise: the states x_t of the reverse process, and what the model sees in them."""
+    console = Console("denoise-trace", as_json, quiet)
+    if show not in _ROWS:
+        raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
+    target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
+    source = None if image is None else read_input(image)
+
+    from ddpm_cli import images
+    from ddpm_cli.device import ImageNoise
+    from ddpm_cli.noised import from_paper, to_paper
+
+    images.check_background(background)
+    ddpm = load_model(console, model, device, precision, weights)
+    T = ddpm.schedule.T
+    if t is not None and t > T:
+        raise UsageError(f"--t {t}: this model's steps end at {T}, which is noise")
+    noise = ImageNoise(seed, [0], ddpm.shape)
+    if source is None:
+        if t not in (None, T):
+            raise UsageError(f"--t {t}: pure noise is t={T}", "Give an image to start from another t.")
+        start, x_t = T, noise()
+    else:
+        noised = _noised(ddpm, *source, t, seed, background, console)
+        start, x_t = noised.t, noised.x_t
+    taken = check_steps(ddpm, steps, from_paper(start))
+
+    animated = target.suffix in images.ANIMATION_SUFFIXES
+    count = min(frames or (50 if animated else 10), len(taken) + 1)
+    wanted = {round(i * len(taken) / (count - 1)) for i in range(count)}
+    kept: list[tuple[int, Tensor, Tensor]] = []
+    with console.bar("denoising", len(taken)) as update:
+        for i, step in enumerate(ddpm.sample_loop(x_t, steps, start=from_paper(start), noise=noise)):
+            if i in wanted:
+                kept.append((to_paper(step.t), images.to_uint8(step.x_t).cpu(), images.to_uint8(step.x_0).cpu()))
+            update(i)
+
+    fields = {"t": [at for at, _, _ in kept], "seed": seed, "steps": len(taken)}
+    if target.folder:
+        _write_folder(target, kept, show)
+        console.result(str(target.path), output=str(target.path), **fields)
+    else:
+        deliver(target, _picture(kept, show, target.suffix), console, **fields)
+
+
+def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, background: str, console: Console) -> Noised:
+    """Where to start from: a noised image as it was made, or an image noised now."""
+    from ddpm_cli import images
+    from ddpm_cli.device import ImageNoise
+    from ddpm_cli.noised import Noised
+
+    channels, size, _ = ddpm.shape
+    if not Noised.looks_like(data):
+        opened = images.fit(images.flatten(images.open_image(data, name), channels, background), size)
+        x_0 = images.to_float(images.from_pil(opened))[None]
+        noise = ImageNoise(seed, [0], ddpm.shape, "forward")
+        return Noised.make(x_0, t or ddpm.schedule.T // 2, seed, ddpm.schedule_config, noise)
+    noised = Noised.from_bytes(data, name)
+    if t not in (None, noised.t):
+        raise UsageError(f"--t {t}: {name} was noised to t={noised.t}", "Leave --t out.")
+    if noised.t == 0:
+        raise UsageError(f"{name}: was noised to t=0, so there is nothing to denoise")
+    from ddpm_cli.schedule import make_betas
+
+    if not make_betas(noised.schedule).equal(make_betas(ddpm.schedule_config)):
+        raise UsageError(
+            f"{name}: was noised by another schedule than this model's",
+            "Give the image itself: ddpm denoise-trace IMG --t N",
+        )
+    fitted = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
+    if fitted is not noised:
+        _, _, height, width = noised.x_t.shape
+        console.note(
+            f"{name}: {width}x{height} averaged to the model's {size}x{size}, its noise brought back to t={noised.t}"
+        )
+    return fitted
+
+
+def _picture(kept: list[tuple[int, Tensor, Tensor]], show: str, suffix: str) -> bytes:
+    import torch
+
+    from ddpm_cli import images
+
+    labels = [f"t={t}" for t, _, _ in kept]
+    rows = {"x_t": [x_t for _, x_t, _ in kept], "x_0": [x_0 for _, _, x_0 in kept]}
+    chosen = _ROWS[show]
+    if suffix in images.ANIMATION_SUFFIXES:
+        pairs = zip(labels, *(rows[row] for row in chosen), strict=True)
+        return images.animate(
+            [images.strip([torch.cat(tiles)], [label, *chosen[1:]]) for label, *tiles in pairs], suffix
+        )
+    return images.picture_bytes(images.strip([torch.cat(rows[row]) for row in chosen], labels, chosen), suffix)
+
+
+def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: str) -> None:
+    from ddpm_cli import images
+
+    assert target.path is not None
+    for i, (t, x_t, x_0) in enumerate(kept):
+        for row, tile in (("x_t", x_t), ("x_0", x_0)):
+            if row in _ROWS[show]:
+                data = images.picture_bytes(images.to_pil(tile[0]))
+                images.write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)

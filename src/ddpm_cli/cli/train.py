@@ -1,0 +1,364 @@
+"""`ddpm train`: a model from a folder of images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddpm_cli import __version__
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console
+from ddpm_cli.config import PRESETS, RunConfig, TrainConfig
+from ddpm_cli.errors import DDPMError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddpm_cli.dataset import Pack, Source
+    from ddpm_cli.trainer import Event, Trainer
+
+__all__ = ["train"]
+
+_FEW_IMAGES = 1000  # below this a model learns its images by heart sooner than it learns what they have in common
+_DAY = 86_400
+_LOG_SECONDS = 30  # between lines where there is no bar
+_NAMED = 5  # files that are named where more were left out
+
+
+def train(
+    images: Annotated[Path, typer.Argument(help="A folder (subfolders too) or a .zip of images.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="RUN", help="The run's folder. Default: runs/<name of IMAGES>."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", parser=options.parse_count, metavar="N", help="Steps in all, resumed or not: 800k."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help=f"{', '.join(PRESETS)} or auto. auto: tiny without a GPU, else by the images' size.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, metavar="PIXELS", help="Images are made this size. Default: by the images."),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            "--channels",
+            parser=options.parse_channels,
+            metavar="1|3",
+            help="1 gray, 3 RGB. Default: 1 if all images are gray.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", metavar="HOW", help="Non-square images: crop (default), pad or stretch.")
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option("--background", metavar="COLOR", help="Behind transparency and padding. Default: white."),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the images at random (default). Not for digits or text."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="Images a step.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", metavar="RATE", help="Adam's learning rate after its warm-up.")
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            "--save-every",
+            parser=options.parse_count,
+            metavar="N",
+            help="Steps between checkpoints; there is one every half hour at least.",
+        ),
+    ] = None,
+    sample_every: Annotated[
+        int | None,
+        typer.Option("--sample-every", parser=options.parse_count, metavar="N", help="Steps between previews."),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", parser=options.parse_count, metavar="N", help="Checkpoints that stay on disk."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint.")] = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Default: 0.", rich_help_panel="Common options")
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Start anew; a run of that name is moved aside, not lost.", rich_help_panel="Common options"
+        ),
+    ] = False,
+) -> None:
+    """Train a model on a folder of images (Algorithm 1).
+
+    Chooses what is not asked for from the images and the machine.
+    Ctrl-C saves a checkpoint and stops; --resume goes on.
+    Judge a run by the pictures in RUN/samples: the loss falls quickly to a few hundredths and then hardly moves.
+    """
+    console = Console("train", as_json, quiet)
+    run = output or Path("runs") / images.resolve().stem
+    wishes: dict[str, Any] = {
+        "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
+        "train": {
+            "steps": steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "save_every": save_every,
+            "sample_every": sample_every,
+            "keep": keep,
+        },
+    }
+    wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
+    _check(wishes)
+    old = _old_run(run, resume, force)
+
+    from ddpm_cli.dataset import Source, open_pack
+    from ddpm_cli.device import describe, pick_device, pick_dtype
+    from ddpm_cli.trainer import Trainer
+
+    where = pick_device(device)
+    dtype = pick_dtype(precision, where)
+    source = Source(images)
+    config = _resumed(old, wishes, preset) if old else _planned(source, where, preset, wishes, console)
+    with console.bar("decoding images", len(source.files)) as update:
+        pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
+
+    newest = _prepare(run, config, bool(old), force, console)
+    trainer = Trainer(run, config, pack, where, dtype)
+    if newest:
+        trainer.resume(newest)
+    _header(console, run, config, source, pack, trainer, describe(where, dtype))
+    loss = _follow(console, trainer)
+    _finish(console, run, images, trainer, loss)
+
+
+def _check(wishes: dict[str, dict[str, Any]]) -> None:
+    """Raises UsageError on values that no run can have."""
+    if wishes["data"].get("fit", "crop") not in ("crop", "pad", "stretch"):
+        raise UsageError(f"--fit {wishes['data']['fit']} is not crop, pad or stretch")
+    if wishes["train"].get("lr", 1.0) <= 0:
+        raise UsageError(f"--lr {wishes['train']['lr']} is not above 0")
+    if "background" in wishes["data"]:
+        from ddpm_cli import images
+
+        images.check_background(wishes["data"]["background"])
+
+
+def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
+    """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
+    from ddpm_cli import checkpoint
+
+    exists = (run / "config.json").is_file()
+    if resume:
+        if force:
+            raise UsageError("--resume goes on with a run, --force starts anew", "Give one of them.")
+        if not exists:
+            raise DDPMError(
+                f"--resume: there is no run in {run}", "Leave --resume out to start one, or name it with -o."
+            )
+        try:
+            return RunConfig.from_dict(checkpoint.read_json(run / "config.json"))
+        except ModelError as error:
+            raise ModelError(f"{run / 'config.json'}: {error.message}", error.hint) from None
+    if exists and not force:
+        raise DDPMError(
+            f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
+        )
+    if run.exists() and not exists and (not run.is_dir() or any(run.iterdir())):
+        raise DDPMError(f"{run}: exists, and is not a run of ddpm", "Name another folder with -o.")
+    return None
+
+
+def _planned(
+    source: Source, where: torch.device, preset: str | None, wishes: dict[str, dict[str, Any]], console: Console
+) -> RunConfig:
+    """The configuration of a new run."""
+    from ddpm_cli.dataset import survey
+    from ddpm_cli.plan import plan_run
+
+    data, train = dict(wishes["data"]), dict(wishes["train"])
+    with console.bar("looking at images", len(source.files)) as update:
+        found = survey(source, lambda what, done, total: update(done))
+    return plan_run(
+        found,
+        source.path,
+        on_gpu=where.type != "cpu",
+        preset=preset or "auto",
+        size=data.pop("size", None),
+        channels=data.pop("channels", None),
+        steps=train.pop("steps", None),
+        save_every=train.pop("save_every", None),
+        sample_every=train.pop("sample_every", None),
+        data=data,
+        train=train,
+    )
+
+
+def _resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None) -> RunConfig:
+    """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
+    from dataclasses import replace
+
+    contradictions = [
+        f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
+        for part, asked in wishes.items()
+        for key, value in asked.items()
+        if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
+    ]
+    if preset not in (None, "auto", old.preset):
+        contradictions.append(f"--preset {preset} (the run has {old.preset})")
+    if contradictions:
+        raise UsageError(
+            f"--resume: contradicts the run: {', '.join(contradictions)}",
+            "Leave these out to go on with the run, or start another with -o RUN.",
+        )
+    free = {key: value for key, value in wishes["train"].items() if key in TrainConfig.FREE}
+    return replace(old, train=replace(old.train, **free))
+
+
+def _cache_dir() -> Path:
+    """$DDPM_CACHE_DIR, else ddpm/ in the user's cache folder."""
+    if chosen := os.environ.get("DDPM_CACHE_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
+
+
+def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> Path | None:
+    """Make the run's folder; returns the checkpoint to go on from, if there is one."""
+    from ddpm_cli import checkpoint, images
+
+    if force and run.exists():
+        aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
+        run.rename(aside)
+        console.note(f"moved the run that was in {run} to {aside}")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").touch()
+    images.write_file(run / "config.json", checkpoint.json_bytes(config.to_dict()))
+    found = checkpoint.checkpoints(run)
+    if resuming and not found:
+        console.warn(f"{run} has no checkpoint yet; starting from step 0")
+    return found[-1] if found else None
+
+
+def _header(
+    console: Console, run: Path, config: RunConfig, source: Source, pack: Pack, trainer: Trainer, machine: str
+) -> None:
+    data, train = config.data, config.train
+    parameters = sum(parameter.numel() for parameter in trainer.parameters)
+    doing = f"resuming at step {trainer.step}" if trainer.step else "training"
+    console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
+    console.note(f"  images   {len(pack)} of {len(source.files)} in {source.path}")
+    colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
+    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
+    console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
+    about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
+    console.note(f"  model    {about}")
+    console.note(f"  training {train.steps} steps of {train.batch_size} images, lr {train.lr:g}, seed {train.seed}")
+    console.note(f"  device   {machine}")
+    for name, reason in pack.left_out[:_NAMED]:
+        console.warn(f"left out {name}: {reason}")
+    if len(pack.left_out) > _NAMED:
+        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {pack.folder / 'index.json'}")
+    if len(pack) < _FEW_IMAGES:
+        console.warn(f"{len(pack)} images are few; expect the model to learn them by heart")
+    console.note("  Ctrl-C saves and stops")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second Ctrl-C is as always."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(console: Console, trainer: Trainer) -> float | None:
+    """Train, and show it. Returns the last loss."""
+    from ddpm_cli.trainer import Finished, Previewing, Progress, Saved
+
+    total = trainer.config.train.steps
+    loss: float | None = None
+    estimated = False
+    started = said = time.monotonic()
+    event: Event
+    with _stop_signals() as caught, console.bar("training", total, eta=False) as update:
+        update(trainer.step)
+        for event in trainer.events(lambda: bool(caught)):
+            match event:
+                case Progress():
+                    loss = event.loss
+                    speed = f"{event.images_per_second:.0f} images/s"
+                    status = f"loss {loss:.4f}  {speed}  ETA {_duration(event.seconds_left)}"
+                    what = "stopping" if caught else "training"
+                    update(event.step, what=what, status=status)
+                    if not estimated and time.monotonic() - started > 5:
+                        estimated = True
+                        _warn_if_long(console, trainer, event.seconds_left)
+                    if not console.live and time.monotonic() - said > _LOG_SECONDS:
+                        said = time.monotonic()
+                        console.note(f"step {event.step}/{total}  {status}")
+                case Previewing():
+                    update(event.step, what="drawing samples")
+                case Saved():
+                    console.note(f"step {event.step}: {event.path}")
+                case Finished():
+                    pass
+    return loss
+
+
+def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
+    if seconds < _DAY:
+        return
+    smaller = PRESETS[trainer.config.preset].smaller if trainer.config.preset in PRESETS else None
+    advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less"
+    console.warn(f"at this speed this takes {_duration(seconds)}; {advice}. It can be stopped and resumed at any time.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 2 * _DAY:
+        return f"{seconds / _DAY:.0f} days"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _finish(console: Console, run: Path, images: Path, trainer: Trainer, loss: float | None) -> None:
+    total = trainer.config.train.steps
+    if trainer.step < total:
+        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
+        console.note(f"go on with: ddpm train {images} -o {run} --resume")
+        raise typer.Exit(130)
+    console.note(f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {run} -o grid.png")
+    console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))

@@ -1,0 +1,34 @@
+"""The exponential moving average of the weights, which is what gets sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["EMA"]
+
+
+class EMA:
+    """average <- decay * average + (1 - decay) * weights, after every training step.
+
+    The decay warms up as (1 + n) / (10 + n) over n updates: without that, the average of a short run is still mostly
+    the random initialisation, and its samples are noise. With the paper's 0.9999 the warm-up lasts 90,000 updates.
+    """
+
+    def __init__(self, average: Iterable[Tensor], decay: float = 0.9999, updates: int = 0) -> None:
+        """average: the float32 tensors to keep up to date, in place. updates: how many they have had."""
+        self.average = list(average)
+        self.decay = decay
+        self.updates = updates
+
+    def decay_at(self, updates: int) -> float:
+        """The decay of update number `updates`, counted from 0."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def update(self, weights: Iterable[Tensor]) -> None:
+        """Take in the weights after a step; they come in the order of `average`."""
+        torch._foreach_lerp_(self.average, list(weights), 1 - self.decay_at(self.updates))
+        self.updates += 1

@@ -1,0 +1,36 @@
+"""What can go wrong for a user, each kind with the exit code of the command line."""
+
+__all__ = ["DDPMError", "DataError", "ModelError", "TrainingError", "UsageError"]
+
+
+class DDPMError(Exception):
+    """A mistake or a mishap that the user can do something about.
+
+    message: names the flag or the file and says what is wrong. hint: what to do about it.
+    The command line prints both and exits with `exit_code`; it shows no traceback.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(DDPMError):
+    """The command was called wrongly: a flag's value, or flags that contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(DDPMError):
+    """Images that are missing, unreadable or unfit for the request."""
+
+
+class ModelError(DDPMError):
+    """A model that cannot be found, read or run by this program."""
+
+
+class TrainingError(DDPMError):
+    """A training run that cannot go on."""

@@ -1,0 +1,243 @@
+"""Images: files <-> uint8 tensors <-> floats in [-1, 1], and pictures made of several of them.
+
+A tensor of one image is (C, H, W), of several (N, C, H, W), with C 1 (gray) or 3 (RGB).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from ddpm_cli.errors import DataError, UsageError
+
+__all__ = [
+    "ANIMATION_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "animate",
+    "check_background",
+    "fit",
+    "flatten",
+    "from_pil",
+    "grid",
+    "is_gray",
+    "npz_bytes",
+    "open_image",
+    "picture_bytes",
+    "planes",
+    "strip",
+    "to_float",
+    "to_pil",
+    "to_uint8",
+    "write_file",
+]
+
+# What counts as an image in a folder. Contents decide how it is read; names only what is looked at.
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+ANIMATION_SUFFIXES = (".gif", ".webp")
+
+_PAD = 2  # pixels between the tiles of a grid or strip
+_LABEL = 12  # pixels, the size of the labels' font
+_TILE = 64  # pixels; smaller images are enlarged to about this in labelled strips, where labels need the room
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]: v / 127.5 - 1 (Section 3.3). `to_uint8` gives all 256 values back."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> uint8, rounded to the nearest and clamped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_background(color: str) -> str:
+    """Any colour name or #rrggbb that CSS knows. Raises UsageError on another."""
+    try:
+        ImageColor.getrgb(color)
+    except ValueError:
+        raise UsageError(f"--background {color} is not a colour", "Use a name such as white, or #rrggbb.") from None
+    return color
+
+
+def open_image(source: Path | bytes | BinaryIO, name: str) -> Image.Image:
+    """Decode an image file, upright (EXIF), its mode as it is in the file.
+
+    name: what to call it in errors. Raises DataError if it is no image, or is damaged.
+    """
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: cannot be read as an image ({error})") from None
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Whether the file holds one channel, transparency aside."""
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def flatten(image: Image.Image, channels: int, background: str = "white") -> Image.Image:
+    """Any mode -> "L" for 1 channel or "RGB" for 3. 16 bits are scaled to 8; transparency shows `background`.
+
+    Raises DataError on floating point pixels, whose range no file says.
+    """
+    if image.mode == "F":
+        raise DataError("floating point pixels are not supported")
+    if image.mode.startswith("I"):  # 16 bits of gray: 65535 is white
+        image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def fit(image: Image.Image, size: int, how: str = "crop", background: str = "white") -> Image.Image:
+    """Make an image `size` pixels square: crop its centre, pad it with `background`, or stretch it (bicubic)."""
+    if image.size == (size, size):
+        return image
+    match how:
+        case "crop":
+            return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        case "pad":
+            return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=background)
+        case "stretch":
+            return image.resize((size, size), Image.Resampling.BICUBIC)
+    raise ValueError(f"how must be crop, pad or stretch, not {how!r}")
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An "L" or "RGB" image -> (C, H, W) uint8."""
+    pixels = torch.frombuffer(bytearray(planes(image)), dtype=torch.uint8)
+    return pixels.view(len(image.getbands()), image.height, image.width)
+
+
+def planes(image: Image.Image) -> bytes:
+    """The pixels of an image as (C, H, W), in bytes."""
+    return b"".join(band.tobytes() for band in image.split())
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The elements of a tensor in order, as bytes; PyTorch alone has no quick way to say that without NumPy."""
+    buffer = bytearray(tensor.numel() * tensor.element_size())
+    torch.frombuffer(buffer, dtype=tensor.dtype).copy_(tensor.cpu().flatten())
+    return bytes(buffer)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(C, H, W) uint8 -> an "L" or "RGB" image."""
+    channels, height, width = image.shape
+    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), _bytes(image.permute(1, 2, 0)))
+
+
+def grid(images: Tensor) -> Image.Image:
+    """(N, C, H, W) uint8 -> one picture, row by row, as square as it gets."""
+    tiles = [to_pil(image) for image in images]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    return _sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+
+
+def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[str] = ()) -> Image.Image:
+    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left."""
+    scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
+    return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
+
+
+def _enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """Nearest neighbours, so that every pixel of the original stays visible."""
+    return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels: Sequence[str] = ()) -> Image.Image:
+    """Tiles of one size on white, with labels above the columns and left of the rows if there are any."""
+    first = rows[0][0]
+    head = _LABEL + 2 * _PAD if labels else 0
+    margin = 2 * _LABEL if row_labels else 0
+    width = margin + len(rows[0]) * (first.width + _PAD) + _PAD
+    sheet = Image.new(first.mode, (width, len(rows) * (first.height + _PAD) + _PAD + head), "white")
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            sheet.paste(tile, (margin + _PAD + x * (first.width + _PAD), head + _PAD + y * (first.height + _PAD)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LABEL)
+    for x, label in enumerate(labels):
+        centre = margin + _PAD + x * (first.width + _PAD) + first.width // 2
+        draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm")
+    for y, label in enumerate(row_labels):
+        middle = head + _PAD + y * (first.height + _PAD) + first.height // 2
+        draw.text((margin // 2 + 1, middle), label, fill="black", font=font, anchor="mm")
+    return sheet
+
+
+def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
+    """Encode a picture in the format of a file name's suffix. Raises UsageError if there is no such format."""
+    kind = Image.registered_extensions().get(suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise UsageError(f"pictures cannot be written as {suffix or 'a file without a suffix'}", "Use a name in .png.")
+    buffer = io.BytesIO()
+    lossless: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+    image.save(buffer, kind, **lossless.get(kind, {}))
+    return buffer.getvalue()
+
+
+def animate(frames: Sequence[Image.Image], suffix: str) -> bytes:
+    """Encode pictures of one size as an endless GIF or WebP, 12 a second, the last one held for 2 seconds."""
+    buffer = io.BytesIO()
+    durations = [80] * (len(frames) - 1) + [2000]
+    kind = "GIF" if suffix.lower() == ".gif" else "WEBP"
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
+    return buffer.getvalue()
+
+
+def npz_bytes(images: Iterable[Tensor], count: int) -> bytes:
+    """Batches of (B, C, H, W) uint8, `count` images in all -> NumPy's .npz with one (N, H, W, C) array `arr_0`.
+
+    That is the layout of the field's evaluation scripts (improved-diffusion's). Written by hand because NumPy is not a
+    dependency: an .npz is a zip of .npy files, and those a header before the bytes.
+    """
+    buffer = io.BytesIO()
+    archive = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        first = True
+        for batch in images:
+            batch = batch.permute(0, 2, 3, 1)
+            if first:
+                header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {(count, *batch.shape[1:])}, }}"
+                header = header.ljust(128 - 10 - 1) + "\n"
+                file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode("latin1"))
+                first = False
+            file.write(_bytes(batch))
+    return buffer.getvalue()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside, then renamed into place. Makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(partial).chmod(0o666 & ~_umask())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

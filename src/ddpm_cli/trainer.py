@@ -1,0 +1,283 @@
+"""The training loop (Algorithm 1). It writes the run's files and yields events; it prints nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_cli import checkpoint, images
+from ddpm_cli.config import RunConfig
+from ddpm_cli.dataset import Batches, Pack
+from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
+from ddpm_cli.ema import EMA
+from ddpm_cli.errors import TrainingError
+from ddpm_cli.model import DDPM
+from ddpm_cli.objective import simple_loss
+from ddpm_cli.schedule import NoiseSchedule
+from ddpm_cli.unet import UNet
+
+__all__ = ["Event", "Finished", "Previewing", "Progress", "Saved", "Trainer"]
+
+PREVIEW_IMAGES = 16
+PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
+SAVE_SECONDS = 1800.0  # a checkpoint at least this often, however slow the machine: half an hour is what can be lost
+_EVENT_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some steps were done. loss: the mean since the last line of metrics.jsonl."""
+
+    step: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Previewing:
+    """A preview is being drawn, which takes a while."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint or a preview is complete on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event: all steps are done, or the run was asked to stop and is safe."""
+
+    step: int
+    interrupted: bool
+
+
+Event = Progress | Previewing | Saved | Finished
+
+
+class _Window:
+    """Means since the last line of metrics.jsonl. The sums stay on the device until somebody looks at them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._rate: float | None = None  # steps a second, smoothed
+        self._seen = (trainer.step, trainer.seconds)
+        self._looked = time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        self._start = (self._trainer.step, self._trainer.seconds)
+        self._loss = torch.zeros((), device=self._trainer.device)
+        self._grad_norm = torch.zeros((), device=self._trainer.device)
+
+    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
+        self._loss += loss
+        self._grad_norm += grad_norm
+
+    def age(self) -> float:
+        """Seconds since `progress` was last called."""
+        return time.monotonic() - self._looked
+
+    def _means(self) -> tuple[float, float]:
+        """Raises TrainingError if they are not finite: the weights are lost, the last checkpoint is not."""
+        trainer = self._trainer
+        steps = trainer.step - self._start[0]
+        loss, grad_norm = self._loss.item() / steps, self._grad_norm.item() / steps
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            kept = checkpoint.checkpoints(trainer.run)
+            raise TrainingError(
+                f"the loss is not finite at step {trainer.step} (loss {loss}, gradient norm {grad_norm})",
+                (f"{kept[-1]} is safe: --resume goes on from there. " if kept else "")
+                + "Try --precision fp32, or a new run with a smaller --lr.",
+            )
+        return loss, grad_norm
+
+    def progress(self) -> Progress:
+        trainer = self._trainer
+        step, seconds = self._seen
+        rate = (trainer.step - step) / max(trainer.seconds - seconds, 1e-9)
+        self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
+        self._seen = (trainer.step, trainer.seconds)
+        self._looked = time.monotonic()
+        settings = trainer.config.train
+        return Progress(
+            step=trainer.step,
+            loss=self._means()[0],
+            images_per_second=self._rate * settings.batch_size,
+            seconds_left=(settings.steps - trainer.step) / self._rate,
+        )
+
+    def line(self, lr: float) -> dict[str, float]:
+        """A line of metrics.jsonl."""
+        trainer = self._trainer
+        loss, grad_norm = self._means()
+        step, seconds = self._start
+        rate = (trainer.step - step) / max(trainer.seconds - seconds, 1e-9)
+        return {
+            "step": trainer.step,
+            "loss": round(loss, 6),
+            "lr": lr,
+            "grad_norm": round(grad_norm, 6),
+            "images_per_second": round(rate * trainer.config.train.batch_size, 2),
+            "seconds": round(trainer.seconds, 3),
+        }
+
+
+class Trainer:
+    """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone."""
+
+    def __init__(self, run: Path, config: RunConfig, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
+        """Start from fresh weights. dtype: of the matrix products; weights, averages and the optimiser are float32."""
+        self.run = run
+        self.config = config
+        self.pack = pack
+        self.device = device
+        self.dtype = dtype
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent in them
+        self.schedule = NoiseSchedule.from_config(config.schedule)
+        self.batches = Batches(len(pack), config.train.batch_size, config.train.seed)
+
+        torch.manual_seed(config.train.seed)
+        unet = UNet(config.unet)
+        unet.reset_parameters()
+        self.unet = place(unet, device).train()
+        averaged = UNet(config.unet)
+        averaged.load_state_dict(unet.state_dict())
+        self.averaged = place(averaged, device).eval().requires_grad_(False)
+        self.parameters = list(self.unet.parameters())
+        self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint. Raises ModelError if it is damaged or of another architecture."""
+        saved = checkpoint.load_training(folder)
+        self.unet.load_state_dict(saved.raw)
+        self.averaged.load_state_dict(saved.ema)
+        self.ema.updates = saved.ema_updates
+        state = {}
+        for i, (name, parameter) in enumerate(self.unet.named_parameters()):
+            moments = {
+                key: torch.empty_like(parameter).copy_(saved.optimizer[f"{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            state[i] = moments | {"step": saved.optimizer[f"step.{name}"]}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step = saved.step
+        self.seconds = saved.seconds
+        self._forget_metrics_after(saved.step)
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that will be done again."""
+        path = self.run / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            images.write_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One pass of Algorithm 1's loop, and the average of Section 4. Returns the loss and the gradient's norm."""
+        settings = self.config.train
+        seed_everything(settings.seed, self.step)
+        batch = self.pack[self.batches[self.step]]
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
+        if self.config.data.flip:
+            mirrored = torch.rand(len(x_0), 1, 1, 1, device=self.device) < 0.5
+            x_0 = torch.where(mirrored, x_0.flip(3), x_0)
+        t = torch.randint(self.schedule.T, (len(x_0),), device=self.device)
+        eps = torch.randn_like(x_0)
+
+        with autocast(self.device, self.dtype):
+            loss = simple_loss(self.unet, self.schedule, x_0, t, eps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
+        self.optimizer.param_groups[0]["lr"] = self._lr()
+        self.optimizer.step()
+        self.ema.update(self.parameters)
+        self.step += 1
+        return loss.detach(), grad_norm
+
+    def _lr(self) -> float:
+        settings = self.config.train
+        return settings.lr * min(1.0, (self.step + 1) / max(1, settings.lr_warmup))
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step, and remove the oldest ones beyond `keep`."""
+        path = self.run / "checkpoints" / f"step-{self.step:08d}"
+        state = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "seconds": round(self.seconds, 3),
+            "images": self.pack.fingerprint,
+        }
+        with checkpoint.new_directory(path) as partial:
+            checkpoint.save_model(partial, self.averaged.state_dict(), self.config.unet, self.config.schedule)
+            checkpoint.save_training(partial, self.unet, self.optimizer, state)
+        checkpoint.prune(self.run, self.config.train.keep)
+        return path
+
+    def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Path | None:
+        """Draw a grid of samples, from the same noise every time. Returns None if it was asked to stop before."""
+        model = DDPM(self.averaged, self.config.schedule)
+        noise = ImageNoise(self.config.train.seed, range(PREVIEW_IMAGES), model.shape)
+        with autocast(self.device, self.dtype):
+            for step in model.sample_loop(noise(), min(PREVIEW_STEPS, model.schedule.T), noise=noise):
+                if should_stop():
+                    return None
+                x_t = step.x_t
+        path = self.run / "samples" / f"step-{self.step:08d}.png"
+        images.write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
+        return path
+
+    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train to the last step, writing metrics, previews and checkpoints on the way.
+
+        should_stop: asked after every step; when it says so, a checkpoint is written and the run ends.
+        Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched.
+        """
+        settings = self.config.train
+        metrics = (self.run / "metrics.jsonl").open("a")
+        window = _Window(self)
+        last_save = time.monotonic()
+        saved_step = self.step
+        with metrics:
+            while self.step < settings.steps and not should_stop():
+                started = time.perf_counter()
+                window.add(*self.train_step())
+                done = self.step == settings.steps
+                log = done or self.step % settings.log_every == 0
+                save = done or self.step % settings.save_every == 0 or time.monotonic() - last_save > SAVE_SECONDS
+                show = log or save or window.age() > _EVENT_SECONDS
+                if show:
+                    synchronize(self.device)
+                self.seconds += time.perf_counter() - started
+                if show:
+                    yield window.progress()
+                if log:
+                    metrics.write(json.dumps(window.line(self._lr())) + "\n")
+                    metrics.flush()
+                    window.reset()
+                if save:
+                    yield Saved(self.step, self.save())
+                    saved_step, last_save = self.step, time.monotonic()
+                if done or self.step % settings.sample_every == 0:
+                    yield Previewing(self.step)
+                    if path := self.preview(should_stop):
+                        yield Saved(self.step, path)
+        if self.step > saved_step:
+            yield Saved(self.step, self.save())
+        yield Finished(self.step, interrupted=self.step < settings.steps)

@@ -1,0 +1,249 @@
+"""The U-Net of the paper (Appendix B), with the parameter names of diffusers' UNet2DModel.
+
+A state dict of one is a state dict of the other, so models need no conversion in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_cli.config import UNetConfig
+
+__all__ = ["UNet"]
+
+
+def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """The Transformer's sinusoidal position embedding of t. t: (B,) -> (B, dim) float32: sines, then cosines."""
+    half = dim // 2
+    freqs = torch.exp(
+        -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    )
+    angles = t[:, None].float() * freqs
+    parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """(B, ch) -> (B, 4 ch): two dense layers with a swish between them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, 4 * channels)
+        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, emb: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(emb)))  # type: ignore[no-any-return]
+
+
+class ResnetBlock(nn.Module):
+    """norm, swish, conv, + time, norm, swish, dropout, conv, + input. (B, C_in, H, W) -> (B, C_out, H, W).
+
+    With scale_shift the time embedding scales and shifts the second norm instead (Nichol and Dhariwal 2021).
+    """
+
+    def __init__(self, config: UNetConfig, c_in: int, c_out: int, divide_by: float = 1.0) -> None:
+        super().__init__()
+        self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
+        self.divide_by = divide_by
+        self.norm1 = nn.GroupNorm(config.norm_num_groups, c_in, config.norm_eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], c_out * (2 if self.scale_shift else 1))
+        self.norm2 = nn.GroupNorm(config.norm_num_groups, c_out, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """emb: (B or 1, 4 ch), the time embedding after its swish."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        time = self.time_emb_proj(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.dropout(F.silu(h)))
+        h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return h / self.divide_by if self.divide_by != 1 else h  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Self-attention over the H*W positions, with a norm before and a residual around. Keeps (B, C, H, W)."""
+
+    def __init__(self, config: UNetConfig, channels: int, divide_by: float = 1.0) -> None:
+        super().__init__()
+        self.heads = channels // (config.attention_head_dim or channels)
+        self.divide_by = divide_by
+        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, config.norm_eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])  # diffusers' names
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
+        # One matmul for the three projections; the parameters stay apart under the names of the field.
+        projections = (self.to_q, self.to_k, self.to_v)
+        weight = torch.cat([layer.weight for layer in projections])
+        bias = torch.cat([layer.bias for layer in projections])
+        q, k, v = F.linear(h, weight, bias).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, C / heads)
+        h = self.to_out[0](h.transpose(1, 2).reshape(B, H * W, C))
+        h = h.transpose(1, 2).reshape(B, C, H, W) + x
+        return h / self.divide_by if self.divide_by != 1 else h  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided 3x3 convolution."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padding 0 stands for TensorFlow's SAME: one pixel to the right and one below.
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class DownBlock(nn.Module):
+    """One level of the way down; gives every intermediate map to the skip connections."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        channels = config.block_out_channels
+        c_in, c_out = channels[max(level - 1, 0)], channels[level]
+        n = config.layers_per_block
+        self.resnets = nn.ModuleList(ResnetBlock(config, c_in if i == 0 else c_out, c_out) for i in range(n))
+        if config.down_block_types[level] == "AttnDownBlock2D":
+            self.attentions = nn.ModuleList(Attention(config, c_out) for _ in range(n))
+        if level < len(channels) - 1:
+            self.downsamplers = nn.ModuleList([Downsample(c_out, config.downsample_padding)])
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(h, emb)
+            if hasattr(self, "attentions"):
+                h = self.attentions[i](h)
+            skips.append(h)
+        if hasattr(self, "downsamplers"):
+            h = self.downsamplers[0](h)
+            skips.append(h)
+        return h
+
+
+class MidBlock(nn.Module):
+    """resnet, attention, resnet at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        channels, divide_by = config.block_out_channels[-1], config.mid_block_scale_factor
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divide_by) for _ in range(2))
+        if config.add_attention:
+            self.attentions = nn.ModuleList([Attention(config, channels, divide_by)])
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        h = self.resnets[0](h, emb)
+        if hasattr(self, "attentions"):
+            h = self.attentions[0](h)
+        return self.resnets[1](h, emb)  # type: ignore[no-any-return]
+
+
+class UpBlock(nn.Module):
+    """One level of the way up; `index` 0 is the lowest. Each resnet also takes one map of the way down."""
+
+    def __init__(self, config: UNetConfig, index: int) -> None:
+        super().__init__()
+        reverse = config.block_out_channels[::-1]
+        c_out, c_below, c_above = reverse[index], reverse[max(index - 1, 0)], reverse[min(index + 1, len(reverse) - 1)]
+        n = config.layers_per_block + 1
+        c_ins = [c_below if i == 0 else c_out for i in range(n)]
+        c_skips = [c_above if i == n - 1 else c_out for i in range(n)]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, c_in + c_skip, c_out) for c_in, c_skip in zip(c_ins, c_skips, strict=True)
+        )
+        if config.up_block_types[index] == "AttnUpBlock2D":
+            self.attentions = nn.ModuleList(Attention(config, c_out) for _ in range(n))
+        if index < len(reverse) - 1:
+            self.upsamplers = nn.ModuleList([Upsample(c_out)])
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(torch.cat([h, skips.pop()], dim=1), emb)
+            if hasattr(self, "attentions"):
+                h = self.attentions[i](h)
+        return self.upsamplers[0](h) if hasattr(self, "upsamplers") else h
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t) of Eq. 11: predicts the noise in x_t."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        levels = range(len(channels))
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0])
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(UpBlock(config, index) for index in levels)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def reset_parameters(self) -> None:
+        """The authors' initialisation: variance scaling, fan_avg, uniform (which is Xavier's), biases zero.
+
+        What ends a residual branch, and the output, starts at almost zero (scale 1e-10), so that every block starts
+        as the identity and the first prediction is eps = 0.
+        """
+        nearly_zero = {id(self.conv_out)}
+        for module in self.modules():
+            if isinstance(module, ResnetBlock):
+                nearly_zero.add(id(module.conv2))
+            elif isinstance(module, Attention):
+                nearly_zero.add(id(module.to_out[0]))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=1e-5 if id(module) in nearly_zero else 1.0)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Predict eps. x_t: (B, C, H, W), H and W multiples of `config.size_multiple`; t: (B,) int64 in [0, T).
+
+        t may also be (1,), one step for the whole batch: then the time embedding is computed once, and an image's
+        prediction does not depend on how many others there are. Returns (B, C, H, W) in the dtype of x_t.
+        Raises ValueError if t fits neither.
+        """
+        config = self.config
+        if t.shape not in ((1,), (len(x_t),)):
+            raise ValueError(f"t must have shape (1,) or ({len(x_t)},), not {tuple(t.shape)}")
+        dtype = self.conv_in.weight.dtype
+        emb = timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        emb = F.silu(self.time_embedding(emb.to(dtype)))  # every block begins with this swish: once is enough
+
+        h = self.conv_in(x_t.to(dtype))
+        skips = [h]
+        for down in self.down_blocks:
+            h = down(h, emb, skips)
+        h = self.mid_block(h, emb)
+        for up in self.up_blocks:
+            h = up(h, emb, skips)
+        return self.conv_out(F.silu(self.conv_norm_out(h))).to(x_t.dtype)  # type: ignore[no-any-return]
