@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_cli.errors import DataError, UsageError
@@ -82,6 +82,8 @@ def open_image(source: Path | bytes | BinaryIO, name: str) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image that can be read here") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot be read as an image ({error})") from None
 

@@ -19,14 +19,13 @@ __all__ = ["noise"]
 def noise(
     image: Annotated[str, typer.Argument(metavar="IMG|-", help="An image file, or - for stdin.")],
     t: Annotated[
-        list[int],
+        str,
         typer.Option(
             "--t",
-            parser=options.parse_ts,
             metavar="T[,T…]",
             help="How far: 0 is the image, 1000 is noise. Several with commas between make a labelled strip.",
         ),
-    ] = "500",  # type: ignore[assignment]
+    ] = "500",
     output: options.Output = None,
     form: Annotated[
         str,
@@ -40,16 +39,17 @@ def noise(
 ) -> None:
     """Noise an image to step t of the forward process, at its own size (Eq. 4), with the paper's schedule."""
     console = Console("noise", as_json, quiet)
+    ts = options.parse_ts(t)
     schedule = ScheduleConfig()
     T = schedule.num_train_timesteps
     if form not in ("png", "safetensors"):
         raise UsageError(f"--format {form} is neither png nor safetensors")
-    if max(t) > T:
-        raise UsageError(f"--t {max(t)}: the schedule ends at t={T}, which is noise")
-    if form == "safetensors" and len(t) > 1:
+    if max(ts) > T:
+        raise UsageError(f"--t {max(ts)}: the schedule ends at t={T}, which is noise")
+    if form == "safetensors" and len(ts) > 1:
         raise UsageError("--format safetensors carries one image", "Give a single --t.")
     stem = "noise" if image == "-" else Path(image).stem
-    name = f"{stem}-t{'-'.join(map(str, t))}.{form}"
+    name = f"{stem}-t{'-'.join(map(str, ts))}.{form}"
     suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".webp")
     target = pick_target(output, name, suffixes, console, force)
 
@@ -73,7 +73,7 @@ def noise(
             schedule,
             ImageNoise(seed, [0], (channels, height, width), "forward"),
         )
-        for step in t
+        for step in ts
     ]
     if form == "safetensors":
         result = made[0].to_bytes()
@@ -81,8 +81,8 @@ def noise(
         pictures = [images.to_uint8(noised.x_t) for noised in made]
         sheet = (
             images.to_pil(pictures[0][0])
-            if len(t) == 1
-            else images.strip([torch.cat(pictures)], [f"t={step}" for step in t])
+            if len(ts) == 1
+            else images.strip([torch.cat(pictures)], [f"t={step}" for step in ts])
         )
         result = images.picture_bytes(sheet, target.suffix)
-    deliver(target, result, console, t=t, seed=seed, size=[width, height], format=form)
+    deliver(target, result, console, t=ts, seed=seed, size=[width, height], format=form)

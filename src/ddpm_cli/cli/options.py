@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpm_cli.errors import UsageError
+
 __all__ = [
     "Device",
     "Force",
@@ -37,13 +39,15 @@ def parse_count(text: str | int) -> int:
 
 
 def parse_ts(text: str) -> list[int]:
-    """The paper's timesteps, separated by commas: 0 is the clean image."""
+    """The paper's timesteps, separated by commas: 0 is the clean image. Raises UsageError."""
     try:
         ts = [int(part) for part in text.split(",")]
     except ValueError:
         ts = [-1]
     if min(ts) < 0:
-        raise typer.BadParameter(f"{text!r} is not a timestep, nor several with commas between: 500 or 0,250,500,1000")
+        raise UsageError(
+            f"--t {text}: not a timestep, nor several with commas between", "Write 500, or 0,250,500,1000."
+        )
     return ts
 
 
