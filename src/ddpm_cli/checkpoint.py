@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
+from ddpm_cli.config import DIFFUSERS_VERSION, RunConfig, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
 from ddpm_cli.unet import UNet
 
@@ -35,11 +35,13 @@ __all__ = [
     "load_training",
     "new_directory",
     "prune",
+    "read_config",
     "read_json",
     "save_model",
     "save_training",
 ]
 
+_Config = TypeVar("_Config", UNetConfig, ScheduleConfig, RunConfig)
 _WEIGHTS = "diffusion_pytorch_model"
 _INDEX = {
     "_class_name": "DDPMPipeline",
@@ -107,6 +109,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_config(kind: type[_Config], path: Path) -> _Config:
+    """A configuration from its JSON file. Raises ModelError, naming the file, if it cannot be honoured."""
+    try:
+        return kind.from_dict(read_json(path))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from None
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -140,9 +150,9 @@ def load_model(folder: Path, weights: str = "ema") -> tuple[UNet, ScheduleConfig
     """
     nested = (folder / "unet").is_dir()
     part = folder / "unet" if nested else folder
-    config = UNetConfig.from_dict(read_json(part / "config.json"))
-    scheduler = folder / "scheduler" / "scheduler_config.json" if nested else folder / "scheduler_config.json"
-    schedule = ScheduleConfig.from_dict(read_json(scheduler))
+    config = read_config(UNetConfig, part / "config.json")
+    scheduler = folder / "scheduler" if nested else folder
+    schedule = read_config(ScheduleConfig, scheduler / "scheduler_config.json")
     if weights == "raw":
         file = folder / "training" / "raw.safetensors"
         if not file.is_file():

@@ -39,13 +39,13 @@ class _Strict:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], what: str) -> dict[str, Any]:
+def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """Remove the keys for which only one behaviour is implemented, after checking that it is the one asked for."""
     rest = {k: v for k, v in values.items() if not k.startswith("_")}
     for key, allowed in fixed.items():
         if key in rest and rest.pop(key) not in allowed:
             raise ModelError(
-                f"{what}: {key}={values[key]!r} is not supported",
+                f"{key}={values[key]!r} is not supported",
                 f"ddpm runs models with {key}={allowed[0]!r}.",
             )
     return rest
@@ -124,14 +124,14 @@ class UNetConfig(_Strict):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a UNet2DModel's config.json. Raises ModelError on a key or a value we cannot honour."""
-        rest = _drop_fixed(values, cls._FIXED, "U-Net config")
+        rest = _drop_fixed(values, cls._FIXED)
         size = rest.get("sample_size")
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
-                raise ModelError(f"U-Net config: sample_size={size} is not square, which is not supported")
+                raise ModelError(f"sample_size={size} is not square, which is not supported")
             rest["sample_size"] = size[0]
         elif size is None:
-            raise ModelError("U-Net config: sample_size is missing, so the size of the images is not known")
+            raise ModelError("sample_size is missing, so the size of the images is not known")
         return super().from_dict(cls._DIFFUSERS_DEFAULTS | rest)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class ScheduleConfig(_Strict):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a scheduler_config.json. Raises ModelError on a key or a value we cannot honour."""
-        rest = _drop_fixed(values, cls._FIXED, "scheduler config")
+        rest = _drop_fixed(values, cls._FIXED)
         rest = {k: v for k, v in rest.items() if k not in cls._IGNORED}
         if rest.get("variance_type") == "fixed_small_log":  # the same variance, computed by way of its logarithm
             rest["variance_type"] = "fixed_small"

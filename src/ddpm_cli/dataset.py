@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import statistics
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -79,12 +78,12 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._local = threading.local()
         if not path.exists():
             raise DataError(f"{path}: no such folder or .zip", "IMAGES is the folder that holds your images.")
         if path.is_dir():
             found = self._scan_folder()
         elif zipfile.is_zipfile(path):
+            self._archive = zipfile.ZipFile(path)  # threads may read from it side by side
             found = self._scan_zip()
         else:
             raise DataError(f"{path}: neither a folder nor a .zip", "Give the folder that holds your images.")
@@ -112,18 +111,15 @@ class Source:
                         yield relative, "missing"
 
     def _scan_zip(self) -> Iterator[tuple[str, str]]:
-        with zipfile.ZipFile(self.path) as archive:
-            for info in archive.infolist():
-                if not info.is_dir() and self._wanted(info.filename):
-                    yield info.filename, f"{info.file_size}-{info.CRC}"
+        for info in self._archive.infolist():
+            if not info.is_dir() and self._wanted(info.filename):
+                yield info.filename, f"{info.file_size}-{info.CRC}"
 
     def open(self, name: str) -> BinaryIO:
         """One of the files, for reading. Raises OSError, or what zipfile raises."""
         if self.path.is_dir():
             return (self.path / name).open("rb")
-        if not hasattr(self._local, "archive"):  # a ZipFile is not to be shared between threads
-            self._local.archive = zipfile.ZipFile(self.path)
-        return self._local.archive.open(name)  # type: ignore[no-any-return]
+        return self._archive.open(name)  # type: ignore[return-value]
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError if it cannot be read."""
@@ -155,7 +151,7 @@ def survey(source: Source, progress: Progress = _silent) -> Survey:
 
     def header(name: str) -> tuple[tuple[int, int], bool] | None:
         try:
-            with Image.open(source.open(name)) as image:
+            with source.open(name) as file, Image.open(file) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 return image.size[::-1] if turned else image.size, images.is_gray(image)
         except _UNREADABLE:

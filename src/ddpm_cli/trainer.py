@@ -67,6 +67,14 @@ class Finished:
 Event = Progress | Previewing | Saved | Finished
 
 
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line that was cut off belongs to no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class _Window:
     """Means since the last line of metrics.jsonl. The sums stay on the device until somebody looks at them."""
 
@@ -183,7 +191,7 @@ class Trainer:
         """Drop the lines of steps that will be done again."""
         path = self.run / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             images.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
     def train_step(self) -> tuple[Tensor, Tensor]:

@@ -74,11 +74,11 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the H*W positions, with a norm before and a residual around. Keeps (B, C, H, W)."""
 
-    def __init__(self, config: UNetConfig, channels: int, divide_by: float = 1.0) -> None:
+    def __init__(self, config: UNetConfig, channels: int, divide_by: float = 1.0, norm: bool = True) -> None:
         super().__init__()
         self.heads = channels // (config.attention_head_dim or channels)
         self.divide_by = divide_by
-        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, config.norm_eps)
+        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, config.norm_eps) if norm else None
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -86,7 +86,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        h = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
+        h = x if self.group_norm is None else self.group_norm(x)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
         # One matmul for the three projections; the parameters stay apart under the names of the field.
         projections = (self.to_q, self.to_k, self.to_v)
         weight = torch.cat([layer.weight for layer in projections])
@@ -156,7 +157,8 @@ class MidBlock(nn.Module):
         channels, divide_by = config.block_out_channels[-1], config.mid_block_scale_factor
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divide_by) for _ in range(2))
         if config.add_attention:
-            self.attentions = nn.ModuleList([Attention(config, channels, divide_by)])
+            norm = config.resnet_time_scale_shift == "default"  # diffusers leaves it out under scale_shift
+            self.attentions = nn.ModuleList([Attention(config, channels, divide_by, norm)])
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         h = self.resnets[0](h, emb)

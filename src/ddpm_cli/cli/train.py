@@ -16,7 +16,7 @@ from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.config import PRESETS, RunConfig, TrainConfig
-from ddpm_cli.errors import DDPMError, ModelError, UsageError
+from ddpm_cli.errors import DDPMError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -180,10 +180,7 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
             raise DDPMError(
                 f"--resume: there is no run in {run}", "Leave --resume out to start one, or name it with -o."
             )
-        try:
-            return RunConfig.from_dict(checkpoint.read_json(run / "config.json"))
-        except ModelError as error:
-            raise ModelError(f"{run / 'config.json'}: {error.message}", error.hint) from None
+        return checkpoint.read_config(RunConfig, run / "config.json")
     if exists and not force:
         raise DDPMError(
             f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."

@@ -1,0 +1,124 @@
+"""Small real data and small real models, made once."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_cli import checkpoint
+from ddpm_cli.config import PRESETS, ScheduleConfig, UNetConfig
+from ddpm_cli.unet import UNet
+
+DIGITS = Path(__file__).parent.parent / "examples" / "digits.zip"
+EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
+
+# Three levels and attention, as the real ones, at 3,000 parameters.
+SMALL = replace(
+    PRESETS["tiny"].unet(8, 1), block_out_channels=(4, 8, 8), norm_num_groups=4, layers_per_block=1, sample_size=8
+)
+
+
+def randomize(module: torch.nn.Module, seed: int = 0) -> None:
+    """Weights at which every layer matters; at initialisation the residual branches are nearly zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+
+
+def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | None = None) -> Path:
+    unet = UNet(config)
+    randomize(unet)
+    with checkpoint.new_directory(folder) as partial:
+        checkpoint.save_model(partial, unet.state_dict(), config, schedule or ScheduleConfig(num_train_timesteps=20))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """Every test in a folder and with a cache of its own, and none of the user's settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDPM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("DDPM_MODEL", "DDPM_DEVICE", "DDPM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A folder of 60 gray 28x28 digits."""
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    with zipfile.ZipFile(DIGITS) as archive:
+        archive.extractall(folder, archive.namelist()[::83][:60])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def emoji(tmp_path_factory) -> Path:
+    """A 32x32 RGBA picture with transparent corners."""
+    folder = tmp_path_factory.mktemp("images")
+    with zipfile.ZipFile(EMOJI) as archive:
+        return Path(archive.extract("grinning.png", folder))
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory) -> Path:
+    """A colour JPEG that is not square: real pictures side by side."""
+    path = tmp_path_factory.mktemp("images") / "a photo.jpg"
+    with zipfile.ZipFile(EMOJI) as archive:
+        tiles = [Image.open(archive.open(name)).convert("RGBA") for name in sorted(archive.namelist())[:6]]
+    sheet = Image.new("RGBA", (96, 64), "teal")
+    for i, tile in enumerate(tiles):
+        sheet.alpha_composite(tile, (32 * (i % 3), 32 * (i // 3)))
+    sheet.convert("RGB").save(path, quality=95)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """A gray 8x8 model of 20 steps."""
+    return write_model(tmp_path_factory.mktemp("models") / "small", SMALL)
+
+
+@pytest.fixture(scope="session")
+def color_model(tmp_path_factory) -> Path:
+    """An RGB 8x8 model of 1000 steps, with the schedule of `ddpm noise`."""
+    config = replace(SMALL, in_channels=3, out_channels=3)
+    return write_model(tmp_path_factory.mktemp("models") / "color", config, ScheduleConfig())
+
+
+@pytest.fixture
+def ddpm():
+    """Run the command line in a process of its own: ddpm("noise", "a.png", stdin=b"…")."""
+
+    def run(*args: object, stdin: bytes | None = None, env: dict[str, str] | None = None):
+        return subprocess.run(
+            [sys.executable, "-m", "ddpm_cli", *map(str, args)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            env=os.environ | (env or {}),
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture
+def cli(capfd):
+    """Run the command line in this process, which is quicker: cli("noise", "a.png") -> (code, stdout, stderr)."""
+    from ddpm_cli.cli.app import main
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        out, err = capfd.readouterr()
+        return caught.value.code, out, err
+
+    return run

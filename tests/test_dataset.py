@@ -1,0 +1,129 @@
+"""From a folder of anything to batches of pixels."""
+
+import shutil
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import DIGITS
+from ddpm_cli import images
+from ddpm_cli.config import DataConfig
+from ddpm_cli.dataset import Batches, Source, open_pack, survey
+from ddpm_cli.errors import DataError
+
+
+def pack_of(path, cache, **settings):
+    config = DataConfig(images=str(path), **({"size": 28, "channels": 1} | settings))
+    return open_pack(Source(path), config, cache)
+
+
+def test_pixels_of_a_pack_are_those_of_the_files(digits, tmp_path):
+    pack = pack_of(digits, tmp_path)
+    assert len(pack) == 60
+    names = [name for name, _ in Source(digits).files]
+    expected = torch.stack([images.from_pil(Image.open(digits / name)) for name in names])
+    assert torch.equal(pack[torch.arange(60)], expected)
+    assert torch.equal(pack[torch.tensor([7, 7, 3])], expected[[7, 7, 3]])
+
+
+def test_a_zip_is_as_good_as_a_folder(digits, tmp_path):
+    archive = tmp_path / "digits.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(digits.rglob("*.png")):
+            file.write(path, path.relative_to(digits))
+        file.writestr("__MACOSX/._1.png", b"")
+    packs = [pack_of(path, tmp_path / "cache") for path in (digits, archive)]
+    assert torch.equal(*(pack[torch.arange(60)] for pack in packs))
+    assert survey(Source(archive)) == survey(Source(digits))
+
+
+def test_shards(digits, tmp_path, monkeypatch):
+    whole = pack_of(digits, tmp_path / "one")
+    monkeypatch.setattr("ddpm_cli.dataset._SHARD_BYTES", 7 * 784)
+    pieces = pack_of(digits, tmp_path / "many")
+    assert len(list(pieces.folder.glob("shard-*"))) == 9
+    some = torch.randint(60, (100,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pieces[some], whole[some])
+
+
+def test_a_pack_is_made_once_for_what_is_in_it(digits, tmp_path):
+    folder = tmp_path / "digits"
+    shutil.copytree(digits, folder)
+    first = pack_of(folder, tmp_path / "cache")
+    made = (first.folder / "index.json").stat().st_mtime_ns
+    assert (pack_of(folder, tmp_path / "cache", flip=False).folder / "index.json").stat().st_mtime_ns == made
+    assert pack_of(folder, tmp_path / "cache", size=32).fingerprint != first.fingerprint
+    next(folder.rglob("*.png")).unlink()
+    assert len(pack_of(folder, tmp_path / "cache")) == 59
+    assert (tmp_path / "cache" / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+def test_bad_files_are_left_out_and_named(digits, photo, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(digits, folder)
+    (folder / "notes.txt").write_text("not looked at")
+    (folder / ".hidden.png").write_bytes(b"not looked at")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.jpg").write_bytes(photo.read_bytes()[:700])
+    (folder / "text.png").write_text("hello")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "really a jpeg.png").write_bytes(photo.read_bytes())
+    seen = []
+    config = DataConfig(images="", size=28, channels=3)
+    pack = open_pack(Source(folder), config, tmp_path / "cache", lambda what, done, total: seen.append((done, total)))
+    assert len(pack) == 61
+    assert [name for name, _ in pack.left_out] == ["empty.png", "gone.png", "half.jpg", "text.png"]
+    assert all(reason and not reason.startswith(name) for name, reason in pack.left_out)
+    assert seen[-1] == (65, 65)
+    assert (tmp_path / "cache" / "packs").exists()
+    assert not list((tmp_path / "cache" / "packs").glob(".*"))
+
+
+def test_survey(digits, emoji, photo, tmp_path):
+    found = survey(Source(digits))
+    assert (found.files, found.gray, found.square_side, found.channels) == (60, 60, 28, 1)
+    folder = tmp_path / "mixed"
+    shutil.copytree(digits, folder)
+    shutil.copy(emoji, folder)
+    shutil.copy(photo, folder)
+    (folder / "broken.png").write_bytes(b"x")
+    found = survey(Source(folder))
+    assert (found.files, found.readable, found.gray) == (63, 62, 60)
+    assert (found.channels, found.square_side, found.median_side) == (3, None, 28)
+
+
+def test_nothing_to_train_on(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"x")
+    (tmp_path / "file.txt").write_text("x")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    for name in ("none", "empty", "file.txt", "empty.zip"):
+        with pytest.raises(DataError, match=name):
+            Source(tmp_path / name)
+    with pytest.raises(DataError, match="none of its 1 image files"):
+        survey(Source(tmp_path / "bad"))
+    with pytest.raises(DataError, match=r"a\.png"):
+        pack_of(tmp_path / "bad", tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "packs").iterdir())
+
+
+def test_every_epoch_shows_every_image_once():
+    batches = Batches(10, 4, seed=1)
+    shown = torch.cat([batches[step] for step in range(10)])
+    for epoch in range(4):
+        assert sorted(shown[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
+    assert shown[:10].tolist() != shown[10:20].tolist()
+    assert shown.tolist() == torch.cat([Batches(10, 4, seed=1)[step] for step in range(10)]).tolist()
+    assert batches[3].tolist() != Batches(10, 4, seed=2)[3].tolist()
+    assert batches[0].tolist() == shown[:4].tolist()  # any batch, in any order
+    assert len(Batches(3, 8, seed=0)[5]) == 8  # a batch larger than the data
+
+
+def test_the_bundled_digits():
+    source = Source(DIGITS)
+    assert len(source.files) == 5000
+    assert survey(source).square_side == 28

@@ -1,0 +1,223 @@
+"""The training loop: it learns, it stops, it goes on, and what it leaves on disk is whole."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import SMALL
+from ddpm_cli import DDPM, checkpoint, trainer
+from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
+from ddpm_cli.dataset import Source, open_pack
+from ddpm_cli.ema import EMA
+from ddpm_cli.errors import TrainingError
+from ddpm_cli.objective import simple_loss
+from ddpm_cli.plan import plan_run
+from ddpm_cli.schedule import NoiseSchedule
+from ddpm_cli.trainer import Finished, Previewing, Progress, Saved, Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def pack(digits, tmp_path_factory):
+    config = DataConfig(images=str(digits), size=8, channels=1)
+    return open_pack(Source(digits), config, tmp_path_factory.mktemp("cache"))
+
+
+def config_of(steps=6, **train) -> RunConfig:
+    settings = {"batch_size": 4, "lr": 1e-3, "lr_warmup": 4, "save_every": 3, "sample_every": 3, "log_every": 2}
+    return RunConfig(
+        version="test",
+        preset="tiny",
+        data=DataConfig(images="", size=8, channels=1),
+        train=TrainConfig(steps=steps, **(settings | train)),
+        unet=replace(SMALL, dropout=0.1),  # so that its random numbers count too
+        schedule=ScheduleConfig(num_train_timesteps=20),
+    )
+
+
+def start(run, pack, config, dtype=torch.float32) -> Trainer:
+    run.mkdir(exist_ok=True)
+    return Trainer(run, config, pack, CPU, dtype)
+
+
+def weights_in(run) -> list[bytes]:
+    newest = checkpoint.checkpoints(run)[-1]
+    return [path.read_bytes() for path in sorted(newest.rglob("*.safetensors"))]
+
+
+def test_simple_loss_is_equation_14():
+    schedule = NoiseSchedule.from_config(ScheduleConfig())
+    x_0, eps = torch.rand(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
+    t = torch.tensor([0, 10, 500, 999])
+    seen = {}
+
+    def unet(x_t, t):
+        seen["x_t"] = x_t
+        return torch.zeros_like(x_t)
+
+    assert simple_loss(unet, schedule, x_0, t, eps).item() == pytest.approx((eps**2).mean().item(), rel=1e-6)
+    torch.testing.assert_close(seen["x_t"], schedule.q_sample(x_0, t, eps))
+    assert simple_loss(lambda x_t, t: eps, schedule, x_0, t, eps).item() == 0
+
+
+def test_ema_warms_up_to_its_decay():
+    average, weights = [torch.zeros(2)], [torch.ones(2)]
+    ema = EMA(average, decay=0.9)
+    expected = 0.0
+    for n in range(100):
+        ema.update(weights)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay)
+        assert average[0][0].item() == pytest.approx(expected, rel=1e-5)
+    assert ema.decay_at(0) == pytest.approx(0.1)
+    assert ema.decay_at(10**6) == 0.9
+
+
+def test_it_learns(tmp_path, pack):
+    """The loss falls well below that of predicting nothing, and samples are nearer to the data than noise is."""
+    config = config_of(steps=300, batch_size=16, lr=5e-3, save_every=300, sample_every=300, log_every=100)
+    training = start(tmp_path / "run", pack, config)
+    losses = [event.loss for event in training.events() if isinstance(event, Progress)]
+    assert losses[-1] < 0.6
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [100, 200, 300]
+    assert lines[2]["loss"] < lines[0]["loss"]
+    assert all(math.isfinite(value) and value > 0 for line in lines for value in line.values())
+
+
+def test_events_and_files(tmp_path, pack):
+    run = tmp_path / "run"
+    events = list(start(run, pack, config_of(steps=7, keep=2)).events())
+    assert [type(event) for event in events if not isinstance(event, Progress)] == [
+        *[Saved, Previewing, Saved] * 3,
+        Finished,
+    ]
+    assert events[-1] == Finished(7, interrupted=False)
+    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000006", "step-00000007"]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (3, 6, 7)]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "samples"]
+    model = DDPM.from_pretrained(run)
+    assert model.sample(2).shape == (2, 1, 8, 8)
+    raw = DDPM.from_pretrained(run, weights="raw")
+    assert not torch.equal(raw.unet.conv_in.weight, model.unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(tmp_path, pack, dtype):
+    """To the last bit: weights, averages, moments; and the metrics have each step once."""
+    for _ in start(tmp_path / "whole", pack, config_of(steps=10), dtype).events():
+        pass
+    run = tmp_path / "parts"
+    for stop_at in (3, 8, 10):
+        training = start(run, pack, config_of(steps=10), dtype)
+        if found := checkpoint.checkpoints(run):
+            training.resume(found[-1])
+        *_, last = training.events(lambda training=training, stop_at=stop_at: training.step >= stop_at)
+        assert last == Finished(stop_at, interrupted=stop_at < 10)
+    assert weights_in(run) == weights_in(tmp_path / "whole")
+
+    def metrics(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["lr"]) for line in lines]
+
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_metrics_after_the_checkpoint_are_forgotten(tmp_path, pack):
+    """A killed run wrote lines beyond its last checkpoint; they are done again."""
+    run = tmp_path / "run"
+    for _ in start(run, pack, config_of(steps=4, save_every=3)).events():
+        pass
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 9}\n{"step": 8, "lo')  # the last one was cut off
+    training = start(run, pack, config_of(steps=8))
+    training.resume(checkpoint.checkpoints(run)[-1])
+    for _ in training.events():
+        pass
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
+    run = tmp_path / "run"
+    training = start(run, pack, config_of(steps=8))
+    events = training.events()
+    for event in events:
+        if isinstance(event, Previewing):
+            break
+    good = weights_in(run)
+    training.parameters[0].data.fill_(math.nan)
+    with pytest.raises(TrainingError, match="not finite") as caught:
+        list(events)
+    assert "step-00000003" in (caught.value.hint or "")
+    assert weights_in(run) == good
+
+
+def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, pack, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    run = tmp_path / "run"
+    config = config_of(steps=3, save_every=100, sample_every=100, keep=9)
+    for _ in start(run, pack, config).events():
+        pass
+    assert len(checkpoint.checkpoints(run)) == 3
+
+
+def test_flips_are_chosen(tmp_path, pack):
+    """With flips the images of a step are other ones than without, half of them mirrored."""
+
+    def x_t_of(flip):
+        config = config_of(batch_size=64)
+        training = start(tmp_path / "run", pack, replace(config, data=replace(config.data, flip=flip)))
+        training.schedule = NoiseSchedule(torch.tensor([1e-9], dtype=torch.float64))  # x_t is x_0
+        seen = {}
+        forward = training.unet.forward
+        training.unet.forward = lambda x_t, t: seen.setdefault("x_t", x_t) * 0 + forward(x_t, t)
+        training.train_step()
+        return seen["x_t"]
+
+    plain, flipped = x_t_of(False), x_t_of(True)
+    same = torch.isclose(plain, flipped, atol=1e-3).all((1, 2, 3))
+    mirrored = torch.isclose(plain.flip(3), flipped, atol=1e-3).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 16 < mirrored.sum() < 48
+
+
+def test_plan(digits, emoji):
+    from ddpm_cli.dataset import Survey, survey
+    from ddpm_cli.errors import UsageError
+
+    found = survey(Source(digits))
+    config = plan_run(found, digits, on_gpu=False, steps=1000)
+    assert (config.preset, config.data.size, config.data.channels, config.train.steps) == ("tiny", 28, 1, 1000)
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert plan_run(found, digits, on_gpu=True).preset == "cifar10"
+    assert plan_run(found, digits, on_gpu=True).data.size == 32  # 28 does not divide by 8
+
+    def chosen(side, square=False, on_gpu=True, **wishes):
+        config = plan_run(Survey(9, 9, 0, side, side if square else None), digits, on_gpu, **wishes)
+        return config.preset, config.data.size
+
+    assert chosen(20) == ("cifar10", 32)
+    assert chosen(100) == ("64", 64)
+    assert chosen(96, square=True) == ("64", 64)
+    assert chosen(178) == ("128", 128)
+    assert chosen(1000) == ("256", 256)
+    assert chosen(1000, on_gpu=False) == ("tiny", 32)
+    assert chosen(1000, preset="cifar10") == ("cifar10", 32)
+    assert chosen(1000, on_gpu=False, size=64) == ("tiny", 64)
+    assert chosen(1000, size=96) == ("128", 96)
+    with pytest.raises(UsageError, match="--size 30"):
+        chosen(100, size=30)
+    with pytest.raises(UsageError, match="--preset huge"):
+        chosen(100, preset="huge")
+    paper = plan_run(Survey(9, 9, 0, 32, 32), digits, True, preset="cifar10")
+    assert (paper.train.steps, paper.train.batch_size, paper.train.lr) == (800_000, 128, 2e-4)
+    assert (paper.train.lr_warmup, paper.train.ema_decay, paper.train.grad_clip) == (5000, 0.9999, 1.0)
+    assert (paper.unet.dropout, paper.schedule.variance_type) == (0.1, "fixed_large")
+    assert paper.unet.down_block_types.index("AttnDownBlock2D") == 1  # at 16x16
+    big = plan_run(Survey(9, 9, 0, 256, 256), digits, True, preset="256")
+    assert (big.train.lr, big.train.batch_size, big.unet.dropout) == (2e-5, 64, 0.0)
+    assert big.unet.down_block_types.index("AttnDownBlock2D") == 4
