@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.model import check_steps, load_model
 from ddpm_cli.cli.output import deliver, pick_target
-from ddpm_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from ddpm_cli.model import DDPM
-
-__all__ = ["load_model", "sample"]
+__all__ = ["sample"]
 
 _SUFFIXES = (".png", ".jpg", ".webp", ".npz")
-
-
-def load_model(console: Console, address: str | None, device: str, precision: str, weights: str) -> DDPM:
-    """Find and load a model, and say which one and where it runs."""
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights {weights} is neither ema nor raw")
-    from ddpm_cli import hub
-    from ddpm_cli.device import describe
-    from ddpm_cli.model import DDPM
-
-    folder = hub.resolve(address)
-    model = DDPM.from_pretrained(folder, device, precision, weights)
-    channels, height, width = model.shape
-    console.note(
-        f"model {folder} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "
-        f"on {describe(model.device, model.unet.conv_in.weight.dtype)}"
-    )
-    return model
-
-
-def check_steps(model: DDPM, steps: int | None, start: int) -> list[int]:
-    """The steps that will be taken from `start` down. Raises UsageError if there are not that many."""
-    if steps is not None and steps > start + 1:
-        raise UsageError(f"--steps {steps}: there are only {start + 1} steps from t={start + 1} down to 0")
-    return model.timesteps(steps, start)
 
 
 def sample(

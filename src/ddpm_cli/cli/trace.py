@@ -8,8 +8,8 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.model import check_steps, load_model
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
-from ddpm_cli.cli.sample import check_steps, load_model
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
