@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,8 +79,11 @@ def test_help_does_not_import_torch(command):
         (("train",), "images"),
         (("train", ".", "--fit", "fold"), "--fit fold"),
         (("train", ".", "--lr", "-1"), "--lr"),
+        (("train", ".", "--lr", "nan"), "--lr"),
+        (("train", ".", "--steps", "inf"), "--steps"),
+        (("train", ".", "--steps", "5kk"), "--steps"),
+        (("noise", "a.png", "-o", "a.safetensors"), "--format safetensors"),
         (("train", ".", "--channels", "2"), "--channels"),
-        (("train", ".", "--resume", "--force"), "--resume"),
         (("noise", "a.png", "--t", "1001"), "--t 1001"),
         (("noise", "a.png", "--t", "ten"), "--t ten"),
         (("noise", "a.png", "--format", "gif"), "--format gif"),
@@ -170,6 +174,27 @@ def test_several_t_make_a_strip(cli, emoji):
     }
     assert (code, err) == (0, "")
     assert picture("strip.png").size == (3 * 66 + 2, 16 + 66 + 2)
+
+
+def test_a_gif_as_high_as_a_brace_is_an_image(cli, color_model):
+    """Byte 8 of a GIF is its height's low byte; 123 is `{`, which is also how safetensors goes on."""
+    Image.new("L", (50, 123), 90).save("tall.gif")
+    assert cli("denoise-trace", "tall.gif", "-m", color_model, "--t", 5, "-o", "trace.png")[0] == 0
+
+
+@pytest.mark.parametrize("output", ["/proc/x.png", "file/x.png"])
+def test_an_output_that_cannot_be_is_named(cli, emoji, output):
+    Path("file").touch()
+    code, _, err = cli("noise", emoji, "-o", output)
+    assert code == 1
+    assert err.startswith((f"Error: {output}: ", f"Error: -o {output}: "))
+
+
+def test_a_link_is_written_through(cli, emoji):
+    Path("link.png").symlink_to("target.png")
+    assert cli("noise", emoji, "-o", "link.png")[0] == 0
+    assert Path("link.png").is_symlink()
+    assert Path("target.png").read_bytes().startswith(PNG)
 
 
 # --- sample ---
@@ -333,24 +358,29 @@ def test_train_then_everything_else(cli, ddpm, digits):
     assert code == 2
     for named in ("--batch-size 5 (the run has 4)", "--flip", "--seed 1 (the run has 0)"):
         assert named in err
+    shutil.copytree(digits, "others")
+    next(Path("others").rglob("*.png")).unlink()
+    code, _, err = cli("train", "others", "-o", run, "--resume", "--steps", 10)
+    assert (code, "images are not those" in err) == (1, True)
+    assert json.loads((run / "config.json").read_text())["train"]["steps"] == 8  # a refusal changes nothing
     code, out, err = cli("train", digits, "--resume", "--steps", 12, "--json", "--precision", "fp32")
     result = json.loads(out)
     assert (code, result["run"], result["steps"]) == (0, "runs/digits", 12)
     assert "resuming at step 8" in err
+    code, _, err = cli("train", digits, "--resume", "--steps", 11)
+    assert (code, "--steps 11: the run has done 12" in err) == (2, True)
     assert cli("train", digits, "--steps", 2, *TRAIN, "--force", "-q") == (0, "runs/digits\n", "")
     assert (Path("runs/digits.old-1") / "checkpoints" / "step-00000012").is_dir()
 
 
 def test_what_train_left_out_is_named(cli, digits, tmp_path):
-    import shutil
-
     shutil.copytree(digits, "mixed")
     Path("mixed/bad.png").write_bytes(b"x")
     code, _, err = cli("train", "mixed", "--steps", 1, *TRAIN)
     assert code == 0
     assert "60 of 61" in err
     assert "bad.png" in err
-    assert "60 images are few" in err
+    assert "few images (60)" in err
 
 
 def test_unfit_requests_are_refused_before_anything_is_made(cli, digits):
@@ -413,9 +443,39 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(ddpm, digits):
     assert not list(run.rglob(".*"))  # nothing half-written is left
 
 
+def test_a_reader_of_stderr_that_goes_away_costs_nothing(digits):
+    """Ctrl-C in `ddpm train … 2>&1 | tee log` ends tee as well."""
+    command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr
+    metrics = Path("runs/digits/metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert len(checkpoint.checkpoints(Path("runs/digits"))) == 1
+
+
 def test_training_at_a_terminal_shows_a_bar(digits):
     code, seen = in_a_terminal("train", digits, "--steps", 30, *TRAIN)
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     for shown in ("30/30", "loss", "images/s", "ETA"):
         assert shown in plain
+
+
+def test_ctrl_c_in_sampling_is_said(small_model):
+    command = [sys.executable, "-m", "ddpm_cli", "sample", "-m", str(small_model), "--n", "1M", "-o", "images/"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not Path("images/000000.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert b"interrupted: sampling" in err
+    assert not list(Path("images").glob(".*"))
+    for path in Path("images").iterdir():
+        assert picture(path).size == (8, 8)

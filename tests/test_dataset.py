@@ -1,5 +1,6 @@
 """From a folder of anything to batches of pixels."""
 
+import io
 import shutil
 import zipfile
 
@@ -79,6 +80,84 @@ def test_bad_files_are_left_out_and_named(digits, photo, tmp_path):
     assert seen[-1] == (65, 65)
     assert (tmp_path / "cache" / "packs").exists()
     assert not list((tmp_path / "cache" / "packs").glob(".*"))
+
+
+def test_damaged_metadata_and_archives_are_one_bad_file(digits, photo, tmp_path):
+    """What Pillow's plugins and zipfile raise is not to be foreseen; it must not end a run."""
+    data = bytearray(photo.read_bytes())
+    broken_exif = (
+        data[:2]
+        + b"\xff\xe1\x00\x22Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x09\x00"
+        + b"\xff" * 12
+        + data[2:]
+    )
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("exif.jpg", bytes(broken_exif))
+        file.writestr("float.tiff", _tiff())
+        file.writestr("good.png", next(digits.rglob("*.png")).read_bytes())
+        file.writestr("packed.png", b"0" * 5000, compress_type=zipfile.ZIP_LZMA)
+    raw = bytearray(archive.read_bytes())
+    at = raw.index(b"packed.png") + len(b"packed.png")
+    raw[at + 4 : at + 40] = b"\xff" * 36
+    archive.write_bytes(raw)
+    pack = pack_of(archive, tmp_path / "cache", channels=3)
+    assert {name for name, _ in pack.left_out} >= {"float.tiff", "packed.png"}
+    assert len(pack) + len(pack.left_out) == 4
+    (tmp_path / "bad.zip").write_bytes(bytes(raw[:-30]) + b"PK\x05\x06" + b"\xff" * 18)
+    with pytest.raises(DataError, match=r"bad\.zip"):
+        Source(tmp_path / "bad.zip")
+
+
+def _tiff() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("F", (4, 4)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def test_links_in_circles_and_runs_are_not_followed(digits, tmp_path):
+    folder = tmp_path / "digits"
+    shutil.copytree(digits, folder)
+    (folder / "self").symlink_to(folder)
+    (folder / "again").symlink_to(folder)
+    run = folder / "runs" / "digits"
+    shutil.copytree(digits, run / "samples")
+    (run / "config.json").touch()
+    (run / "metrics.jsonl").touch()
+    assert len(Source(folder).files) == 60
+
+
+def test_a_damaged_pack_is_made_again(digits, tmp_path):
+    good = pack_of(digits, tmp_path)
+    for damage in (
+        lambda: (good.folder / "index.json").unlink(),
+        lambda: (good.folder / "index.json").write_text('{"count": 60'),
+        lambda: (good.folder / "shard-00000.u8").write_bytes(b"short"),
+    ):
+        damage()
+        again = pack_of(digits, tmp_path)
+        assert (len(again), again.fingerprint) == (60, good.fingerprint)
+
+
+def test_a_file_that_comes_back_is_taken_in(digits, tmp_path):
+    """The link's target was on a disk that was away; the link itself has not changed."""
+    folder = tmp_path / "digits"
+    shutil.copytree(digits, folder)
+    (folder / "link.png").symlink_to(tmp_path / "away.png")
+    assert len(pack_of(folder, tmp_path / "cache")) == 60
+    made = next((tmp_path / "cache" / "packs").iterdir()).stat().st_mtime_ns
+    assert len(pack_of(folder, tmp_path / "cache")) == 60
+    assert next((tmp_path / "cache" / "packs").iterdir()).stat().st_mtime_ns == made
+    shutil.copy(next(digits.rglob("*.png")), tmp_path / "away.png")
+    assert len(pack_of(folder, tmp_path / "cache")) == 61
+
+
+def test_the_fingerprint_is_of_the_pixels(digits, tmp_path):
+    """Images that were copied elsewhere are the same images."""
+    shutil.copytree(digits, tmp_path / "copy", copy_function=shutil.copyfile)
+    packs = [pack_of(path, tmp_path / "cache") for path in (digits, tmp_path / "copy")]
+    assert packs[0].folder != packs[1].folder
+    assert packs[0].fingerprint == packs[1].fingerprint
 
 
 def test_survey(digits, emoji, photo, tmp_path):

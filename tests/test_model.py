@@ -112,6 +112,16 @@ def test_save_pretrained_comes_back(small_model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy"]
 
 
+def test_save_pretrained_loses_nothing(small_model, tmp_path):
+    """Neither the weights' precision where the network runs in bf16, nor what else is in the folder."""
+    DDPM.from_pretrained(small_model, precision="bf16").save_pretrained(tmp_path / "copy")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "copy" / weights).read_bytes() == (small_model / weights).read_bytes()
+    (tmp_path / "copy" / "thesis.txt").touch()
+    with pytest.raises(ModelError, match="not just a model"):
+        DDPM.from_pretrained(small_model).save_pretrained(tmp_path / "copy")
+
+
 def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
     import shutil
 
@@ -223,9 +233,12 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
 def test_old_checkpoints_go(tmp_path):
     for step in (5, 100, 20, 123_456_789):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-00000007.partial").mkdir()  # a process was killed while it wrote this
+    (tmp_path / "checkpoints" / "step-00000005-best").mkdir()  # a copy that somebody keeps
     checkpoint.prune(tmp_path, 2)
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000100", "step-123456789"]
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000005-best", "step-00000100", "step-123456789"]
 
 
 def test_raw_weights_only_where_there_are_some(small_model):

@@ -156,6 +156,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     assert weights_in(run) == good
 
 
+def test_a_lost_run_is_not_saved_on_its_way_out(tmp_path, pack, monkeypatch):
+    """Ctrl-C right after the loss became NaN, before anything looked at it: no checkpoint of that, none removed."""
+    monkeypatch.setattr(trainer, "_EVENT_SECONDS", math.inf)
+    run = tmp_path / "run"
+    training = start(run, pack, config_of(steps=100, log_every=50, save_every=2, sample_every=100, keep=1))
+
+    def should_stop():
+        if training.step == 2:
+            training.parameters[0].data.fill_(math.nan)
+        return training.step == 3
+
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        list(training.events(should_stop))
+    [kept] = checkpoint.checkpoints(run)
+    assert all(value.isfinite().all() for value in checkpoint.load_training(kept).raw.values())
+
+
 def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, pack, monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     run = tmp_path / "run"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "checkpoints",
     "is_model",
+    "is_only_a_model",
     "is_run",
     "json_bytes",
     "load_model",
@@ -43,6 +45,7 @@ __all__ = [
 
 _Config = TypeVar("_Config", UNetConfig, ScheduleConfig, RunConfig)
 _WEIGHTS = "diffusion_pytorch_model"
+_CHECKPOINT = re.compile(r"step-(\d{8,})$")  # and no copy that somebody made beside it
 _INDEX = {
     "_class_name": "DDPMPipeline",
     "_diffusers_version": DIFFUSERS_VERSION,
@@ -57,7 +60,8 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 def new_directory(path: Path) -> Iterator[Path]:
     """A folder to fill, that gets its name `path` when the block ends well, and is removed when it does not.
 
-    So a folder with a final name is complete, whatever happened while it was written. An existing `path` is replaced.
+    So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
+    aside when the new one is complete, and then removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -115,6 +119,13 @@ def read_config(kind: type[_Config], path: Path) -> _Config:
         return kind.from_dict(read_json(path))
     except ModelError as error:
         raise ModelError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from None
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # values of another kind than they should be
+        raise ModelError(f"{path}: is damaged ({error})") from None
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -135,11 +146,24 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], unet: UNetConfig, sc
     save_file(tensors, folder / "unet" / f"{_WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
+def _part(folder: Path) -> Path:
+    """Where the U-Net is: unet/ today; the folder itself in the flat layout of the first diffusers releases."""
+    return folder / "unet" if (folder / "unet").is_dir() else folder
+
+
+def _weights_file(folder: Path) -> Path | None:
+    candidates = (_part(folder) / f"{_WEIGHTS}{suffix}" for suffix in (".safetensors", ".fp16.safetensors", ".bin"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model: in the layout of today, or in the flat one of the first diffusers releases."""
-    return (folder / "unet" / "config.json").is_file() or any(
-        (folder / f"{_WEIGHTS}{suffix}").is_file() for suffix in (".safetensors", ".bin")
-    )
+    """Whether a folder holds a model with its weights, in either layout."""
+    return _weights_file(folder) is not None and (_part(folder) / "config.json").is_file()
+
+
+def is_only_a_model(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `save_model` writes, or nothing at all."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model_index.json", "unet", "scheduler"}
 
 
 def load_model(folder: Path, weights: str = "ema") -> tuple[UNet, ScheduleConfig]:
@@ -148,18 +172,16 @@ def load_model(folder: Path, weights: str = "ema") -> tuple[UNet, ScheduleConfig
     weights: "ema", the model itself; or "raw", the weights as the optimiser left them, which only a checkpoint has.
     Raises ModelError if anything is missing, damaged, superfluous or not supported, and names it.
     """
-    nested = (folder / "unet").is_dir()
-    part = folder / "unet" if nested else folder
+    part = _part(folder)
     config = read_config(UNetConfig, part / "config.json")
-    scheduler = folder / "scheduler" if nested else folder
+    scheduler = folder if part == folder else folder / "scheduler"
     schedule = read_config(ScheduleConfig, scheduler / "scheduler_config.json")
     if weights == "raw":
         file = folder / "training" / "raw.safetensors"
         if not file.is_file():
             raise ModelError(f"{folder}: has no raw weights", "Only checkpoints of `ddpm train` do; use --weights ema.")
     else:
-        candidates = [part / f"{_WEIGHTS}{suffix}" for suffix in (".safetensors", ".fp16.safetensors", ".bin")]
-        file = next((path for path in candidates if path.is_file()), candidates[0])
+        file = _weights_file(folder) or part / f"{_WEIGHTS}.safetensors"
     tensors = _read_weights(file)
     unet = _empty_unet(config)
     expected, found = unet.state_dict(), {_new_name(name): value for name, value in tensors.items()}
@@ -183,7 +205,9 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way; weights_only keeps it from running code
         raise ModelError(f"{file}: cannot be read ({error})") from None
-    return dict(tensors)
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ModelError(f"{file}: holds no state dict")
+    return tensors
 
 
 def _empty_unet(config: UNetConfig) -> UNet:
@@ -248,13 +272,15 @@ def is_run(folder: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
+    found = [(int(m[1]), path) for path in (run / "checkpoints").glob("step-*") if (m := _CHECKPOINT.match(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a run."""
+    """Remove all but the newest `keep` checkpoints of a run, and what killed processes left half-written."""
     for path in checkpoints(run)[:-keep]:
         doomed = path.with_name(f".{path.name}.old")  # first out of sight: what has a final name is complete
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

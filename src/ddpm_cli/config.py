@@ -188,7 +188,7 @@ class ScheduleConfig(_Strict):
     def to_dict(self) -> dict[str, Any]:
         fixed = {key: allowed[0] for key, allowed in self._FIXED.items()}
         header = {"_class_name": "DDPMScheduler", "_diffusers_version": DIFFUSERS_VERSION}
-        # linspace is the spacing of `schedule.timesteps`, so that diffusers with fewer steps does what we do.
+        # linspace is the spacing of `NoiseSchedule.spaced`, so that diffusers with fewer steps visits the same ones.
         return header | super().to_dict() | fixed | {"timestep_spacing": "linspace", "steps_offset": 0}
 
 

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import statistics
+import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,18 +33,6 @@ __all__ = ["Batches", "Pack", "Source", "Survey", "open_pack", "survey"]
 
 _PACK_VERSION = 1
 _SHARD_BYTES = 512 * 2**20
-# What Pillow and zipfile raise on files that are damaged, encrypted, or not what their name says.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -83,7 +71,10 @@ class Source:
         if path.is_dir():
             found = self._scan_folder()
         elif zipfile.is_zipfile(path):
-            self._archive = zipfile.ZipFile(path)  # threads may read from it side by side
+            try:
+                self._archive = zipfile.ZipFile(path)  # threads may read from it side by side
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DataError(f"{path}: damaged ({error})") from None
             found = self._scan_zip()
         else:
             raise DataError(f"{path}: neither a folder nor a .zip", "Give the folder that holds your images.")
@@ -99,7 +90,15 @@ class Source:
         return not hidden and path.suffix.lower() in images.IMAGE_SUFFIXES
 
     def _scan_folder(self) -> Iterator[tuple[str, str]]:
-        for folder, _, names in os.walk(self.path, followlinks=True):
+        visited = set()
+        for folder, subfolders, names in os.walk(self.path, followlinks=True):
+            status = Path(folder).stat()
+            is_run = "metrics.jsonl" in names and "config.json" in names  # with previews in it, for `ddpm train .`
+            if (status.st_dev, status.st_ino) in visited or is_run:
+                subfolders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))  # links may go round in circles
+            subfolders.sort()
             for name in names:
                 path = Path(folder, name)
                 relative = path.relative_to(self.path).as_posix()
@@ -126,7 +125,7 @@ class Source:
         try:
             with self.open(name) as file:
                 return file.read()
-        except _UNREADABLE as error:
+        except Exception as error:  # zipfile and what it unpacks with raise their own
             raise DataError(f"{name}: cannot be read ({error})") from None
 
 
@@ -154,7 +153,7 @@ def survey(source: Source, progress: Progress = _silent) -> Survey:
             with source.open(name) as file, Image.open(file) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 return image.size[::-1] if turned else image.size, images.is_gray(image)
-        except _UNREADABLE:
+        except Exception:  # Pillow's plugins raise anything on a damaged file
             return None
 
     total = len(source.files)
@@ -179,13 +178,15 @@ def survey(source: Source, progress: Progress = _silent) -> Survey:
 class Pack:
     """Decoded images on disk, mapped into memory.
 
-    left_out: (file, reason) of those that could not be decoded. fingerprint: the hash of files and settings.
+    left_out: (file, reason) of those that could not be decoded. fingerprint: a hash of all pixels, in their order.
+    Raises OSError, ValueError, KeyError, TypeError or RuntimeError if it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
         self.folder = folder
-        self.fingerprint: str = folder.name
+        self.fingerprint: str = index["pixels"]
+        self.unread: list[str] = index["unread"]  # files left out because the disk did not give them
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.left_out: list[tuple[str, str]] = [(name, reason) for name, reason in index["left_out"]]
@@ -211,11 +212,6 @@ class Pack:
             batch[here] = self._shards[i][indices[here] - i * self._per_shard]
         return batch
 
-    def channel_means(self) -> list[float]:
-        """The mean of each channel in [-1, 1] over up to 10,000 images: for telling a colour shift of the samples."""
-        some = self[torch.arange(0, self.count, max(1, self.count // 10_000))]
-        return images.to_float(some).mean(dim=(0, 2, 3)).tolist()
-
 
 def _numel(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
@@ -233,20 +229,43 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: Progres
     what = replace(config, images="", flip=False).to_dict()  # neither changes a pixel of the pack
     key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.files]).encode()).hexdigest()[:32]
     folder = cache / "packs" / key
-    if not folder.exists():
-        _write_pack(source, config, folder, progress)
+    try:
+        pack = Pack(folder)
+        if not any(_readable(source, name) for name in pack.unread):
+            return pack
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        pass  # not there yet; or cut short by a full disk, or cleaned up in part
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_pack(source, config, folder, progress)
     return Pack(folder)
+
+
+def _readable(source: Source, name: str) -> bool:
+    """Whether a file that could not be read once can be now: a disk came back, permissions were mended."""
+    try:
+        source.read(name)
+    except DataError:
+        return False
+    return True
 
 
 def _write_pack(source: Source, config: DataConfig, folder: Path, progress: Progress) -> None:
     """Decode everything into a folder beside, and rename it into place when it is complete."""
+    unread: list[str] = []
 
     def decode(name: str) -> bytes | DataError:
         try:
-            image = images.flatten(images.open_image(source.read(name), name), config.channels, config.background)
+            data = source.read(name)
+        except DataError as error:
+            unread.append(name)
+            return error
+        try:
+            image = images.decode(data, name, config.channels, config.background)
             return images.planes(images.fit(image, config.size, config.fit, config.background))
         except DataError as error:
             return error
+
+    pixels = hashlib.sha256(repr((config.channels, config.size)).encode())
 
     shape = (config.channels, config.size, config.size)
     per_shard = max(1, _SHARD_BYTES // _numel(shape))
@@ -254,9 +273,7 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: Prog
     tag = folder.parent.parent / "CACHEDIR.TAG"
     if not tag.exists():
         tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Made by ddpm; safe to delete.\n")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         count = 0
         left_out: list[tuple[str, str]] = []
@@ -267,12 +284,14 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: Prog
             else:
                 with (partial / _shard_name(count // per_shard)).open("ab") as shard:
                     shard.write(result)
+                pixels.update(result)
                 count += 1
             progress("decoding images", count + len(left_out), len(names))
         if not count:
             example = ": ".join(left_out[0])
             raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
         index = {"count": count, "shape": shape, "per_shard": per_shard, "left_out": left_out}
+        index |= {"unread": unread, "pixels": pixels.hexdigest()}
         (partial / "index.json").write_text(json.dumps(index))
         try:
             partial.rename(folder)

@@ -56,7 +56,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto | fp32 | bf16 -> the dtype of the network's matrix products.
+    """auto | fp32 | bf16 -> the dtype that a network computes in: its weights, to sample; under autocast, to train.
 
     auto is bf16 where the hardware multiplies it faster than float32: CUDA devices with bf16 units, processors with AMX
     tiles or AVX512-BF16 dot products. Raises UsageError on another word.

@@ -23,11 +23,12 @@ _HUB_FILES = [
 ]
 
 
-def resolve(address: str | None = None, runs: Path = Path("runs")) -> Path:
+def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True) -> Path:
     """Find the model directory that an address means.
 
     address: a model directory, a checkpoint, or a run (its newest checkpoint); else `org/name[@revision]` on the Hub.
-    None: $DDPM_MODEL, else the newest run under `runs`. Raises ModelError that says what was looked for.
+    None: $DDPM_MODEL, else the newest run under `runs`. quiet: no progress bars for downloads.
+    Raises ModelError that says what was looked for.
     """
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
@@ -38,7 +39,7 @@ def resolve(address: str | None = None, runs: Path = Path("runs")) -> Path:
     if path.exists():
         raise ModelError(f"{address}: is a file, not a model directory", "Give the directory that holds it.")
     if _HUB_NAME.fullmatch(address) and not address.startswith("."):
-        return _from_hub(address)
+        return _from_hub(address, quiet)
     raise ModelError(
         f"{address}: no such directory", "Give a model directory, a run, or org/name on the Hugging Face Hub."
     )
@@ -70,7 +71,7 @@ def _newest_run(runs: Path) -> Path:
     return max(found)[1]
 
 
-def _from_hub(address: str) -> Path:
+def _from_hub(address: str, quiet: bool) -> Path:
     # Imported late: it reads its environment at import, and takes a while.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -81,14 +82,17 @@ def _from_hub(address: str) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if quiet:
+        disable_progress_bars()
     name, _, revision = address.partition("@")
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-        if not checkpoint.is_model(folder):  # the first models of the field come as .bin only
-            folder = Path(
-                snapshot_download(name, revision=revision or None, allow_patterns=[*_HUB_FILES, "*model.bin"])
-            )
+        for worse in ("*model.fp16.safetensors", "*model.bin"):  # the first models of the field come as .bin only
+            if not checkpoint.is_model(folder):
+                patterns = [*_HUB_FILES, worse]
+                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
             f"{name}: access to this model must be asked for on the Hub", "Accept its terms there, then: hf auth login"

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -25,13 +25,13 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "animate",
     "check_background",
+    "decode",
     "fit",
     "flatten",
     "from_pil",
     "grid",
     "is_gray",
     "npz_bytes",
-    "open_image",
     "picture_bytes",
     "planes",
     "strip",
@@ -48,7 +48,7 @@ IMAGE_SUFFIXES = frozenset(
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
 _PAD = 2  # pixels between the tiles of a grid or strip
-_LABEL = 12  # pixels, the size of the labels' font
+_LABEL = 12  # pixels, the smallest size of the labels' font
 _TILE = 64  # pixels; smaller images are enlarged to about this in labelled strips, where labels need the room
 
 
@@ -71,20 +71,23 @@ def check_background(color: str) -> str:
     return color
 
 
-def open_image(source: Path | bytes | BinaryIO, name: str) -> Image.Image:
-    """Decode an image file, upright (EXIF), its mode as it is in the file.
+def decode(source: Path | bytes, name: str, channels: int | None = None, background: str = "white") -> Image.Image:
+    """An image file of any kind -> an upright (EXIF) "L" image for 1 channel, "RGB" for 3; None keeps what it has.
 
-    name: what to call it in errors. Raises DataError if it is no image, or is damaged.
+    name: what to call it in errors. Raises DataError if it is no image, is damaged, or has floating point pixels.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        return flatten(upright, channels or (1 if is_gray(upright) else 3), background)
+    except DataError as error:
+        raise DataError(f"{name}: {error.message}") from None
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that can be read here") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plugins raise anything on a damaged file
         raise DataError(f"{name}: cannot be read as an image ({error})") from None
 
 
@@ -167,14 +170,15 @@ def _enlarge(image: Image.Image, scale: int) -> Image.Image:
 def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels: Sequence[str] = ()) -> Image.Image:
     """Tiles of one size on white, with labels above the columns and left of the rows if there are any."""
     first = rows[0][0]
-    head = _LABEL + 2 * _PAD if labels else 0
-    margin = 2 * _LABEL if row_labels else 0
+    text = max(_LABEL, first.height // 16)  # readable beside large tiles too
+    head = text + 2 * _PAD if labels else 0
+    margin = 2 * text if row_labels else 0
     width = margin + len(rows[0]) * (first.width + _PAD) + _PAD
     sheet = Image.new(first.mode, (width, len(rows) * (first.height + _PAD) + _PAD + head), "white")
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
             sheet.paste(tile, (margin + _PAD + x * (first.width + _PAD), head + _PAD + y * (first.height + _PAD)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LABEL)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
     for x, label in enumerate(labels):
         centre = margin + _PAD + x * (first.width + _PAD) + first.width // 2
         draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm")
@@ -226,17 +230,21 @@ def npz_bytes(images: Iterable[Tensor], count: int) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside, then renamed into place. Makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write a file whole or not at all: beside, then renamed into place. Makes its folder. Raises DataError."""
+    partial = None
     try:
+        path = path.resolve()  # a link is written through
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".ddpm-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(partial).chmod(0o666 & ~_umask())
         Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        if partial:
+            Path(partial).unlink(missing_ok=True)  # gone already if all went well
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_cli import checkpoint, hub, images
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.device import ImageNoise, memory_format, pick_device, pick_dtype, place
+from ddpm_cli.errors import ModelError
 from ddpm_cli.samplers import Step, reverse_process
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
@@ -21,8 +22,12 @@ __all__ = ["DDPM"]
 class DDPM:
     """unet: on its device, in its precision. schedule: the one it was trained with. shape: (C, H, W) of its images."""
 
-    def __init__(self, unet: UNet, schedule_config: ScheduleConfig) -> None:
+    def __init__(
+        self, unet: UNet, schedule_config: ScheduleConfig, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """weights: what `save_pretrained` writes, for a U-Net that was cast to a lower precision."""
         self.unet = unet
+        self._weights = weights or unet.state_dict()
         self.schedule_config = schedule_config
         self.schedule = NoiseSchedule.from_config(schedule_config)
         self.device = unet.conv_in.weight.device
@@ -41,12 +46,19 @@ class DDPM:
         where = pick_device(device)
         dtype = pick_dtype(precision, where)
         unet, schedule = checkpoint.load_model(hub.resolve(str(address) if address else None), weights)
-        return cls(place(unet, where, dtype), schedule)
+        original = unet.state_dict()
+        return cls(place(unet, where, dtype), schedule, original)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers pipeline directory. Replaces what is there, when it is written."""
-        with checkpoint.new_directory(Path(folder)) as partial:
-            checkpoint.save_model(partial, self.unet.state_dict(), self.unet.config, self.schedule_config)
+        """Write a diffusers pipeline directory, in float32. A model that is there is replaced.
+
+        Raises ModelError if there is anything else, which would be lost.
+        """
+        path = Path(folder)
+        if path.exists() and not checkpoint.is_only_a_model(path):
+            raise ModelError(f"{path}: exists and is not just a model", "Name a new folder.")
+        with checkpoint.new_directory(path) as partial:
+            checkpoint.save_model(partial, self._weights, self.unet.config, self.schedule_config)
 
     def _eps(self, x_t: Tensor, t: Tensor) -> Tensor:
         if len(x_t) == 1 and x_t.device.type == "cpu":

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm_cli.config import ScheduleConfig
-from ddpm_cli.errors import DataError
+from ddpm_cli.errors import DataError, ModelError
 from ddpm_cli.schedule import NoiseSchedule
 
 __all__ = ["Noised", "from_paper", "to_paper"]
@@ -52,8 +52,8 @@ class Noised:
 
     @staticmethod
     def looks_like(data: bytes) -> bool:
-        """Whether these are the first bytes of a safetensors file: a length, then JSON. No image begins so."""
-        return len(data) > 8 and data[8:9] == b"{"
+        """Whether these are the bytes of a safetensors file: the length of a header that fits in, then its JSON."""
+        return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
     def to_bytes(self) -> bytes:
         about = {"t": self.t, "seed": self.seed, "schedule": self.schedule.to_dict()}
@@ -68,8 +68,11 @@ class Noised:
             x_t = load(data)["x_t"]
             if x_t.ndim != 4 or len(x_t) != 1 or x_t.dtype != torch.float32:
                 raise ValueError(f"x_t is {x_t.dtype} {tuple(x_t.shape)}")
-            return cls(x_t, int(about["t"]), int(about["seed"]), ScheduleConfig.from_dict(about["schedule"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            schedule, t = ScheduleConfig.from_dict(about["schedule"]), int(about["t"])
+            if not 0 <= t <= schedule.num_train_timesteps:
+                raise ValueError(f"t={t}")
+            return cls(x_t, t, int(about["seed"]), schedule)
+        except (SafetensorError, ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{name}: not a noised image ({type(error).__name__}: {error})",
                 "Make one with: ddpm noise IMG --t 300 --format safetensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ddpm_cli.config import RunConfig
 from ddpm_cli.dataset import Batches, Pack
 from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
 from ddpm_cli.ema import EMA
-from ddpm_cli.errors import TrainingError
+from ddpm_cli.errors import ModelError, TrainingError
 from ddpm_cli.model import DDPM
 from ddpm_cli.objective import simple_loss
 from ddpm_cli.schedule import NoiseSchedule
@@ -98,6 +98,11 @@ class _Window:
         """Seconds since `progress` was last called."""
         return time.monotonic() - self._looked
 
+    def check(self) -> None:
+        """Raises TrainingError if a loss or a gradient was not finite, as the weights are not any more then."""
+        if self._trainer.step > self._start[0]:
+            self._means()
+
     def _means(self) -> tuple[float, float]:
         """Raises TrainingError if they are not finite: the weights are lost, the last checkpoint is not."""
         trainer = self._trainer
@@ -158,7 +163,7 @@ class Trainer:
         self.schedule = NoiseSchedule.from_config(config.schedule)
         self.batches = Batches(len(pack), config.train.batch_size, config.train.seed)
 
-        torch.manual_seed(config.train.seed)
+        seed_everything(config.train.seed, -1)  # the step before the first
         unet = UNet(config.unet)
         unet.reset_parameters()
         self.unet = place(unet, device).train()
@@ -169,29 +174,38 @@ class Trainer:
         self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint. Raises ModelError if it is damaged or of another architecture."""
+    def resume(self, folder: Path) -> str:
+        """Go on from a checkpoint. Returns the fingerprint of the images it was trained on.
+
+        Raises ModelError if it is damaged.
+        """
         saved = checkpoint.load_training(folder)
-        self.unet.load_state_dict(saved.raw)
-        self.averaged.load_state_dict(saved.ema)
+        try:
+            self.unet.load_state_dict(saved.raw)
+            self.averaged.load_state_dict(saved.ema)
+            self._restore_optimizer(saved.optimizer)
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
         self.ema.updates = saved.ema_updates
-        state = {}
-        for i, (name, parameter) in enumerate(self.unet.named_parameters()):
-            moments = {
-                key: torch.empty_like(parameter).copy_(saved.optimizer[f"{key}.{name}"])
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-            state[i] = moments | {"step": saved.optimizer[f"step.{name}"]}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step = saved.step
         self.seconds = saved.seconds
-        self._forget_metrics_after(saved.step)
+        return saved.images
 
-    def _forget_metrics_after(self, step: int) -> None:
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        state = {}
+        for i, (name, parameter) in enumerate(self.unet.named_parameters()):
+            # Like the parameter in its memory format too, which the fused kernels want.
+            moments = {
+                key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
+            }
+            state[i] = moments | {"step": tensors[f"step.{name}"]}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _forget_later_metrics(self) -> None:
         """Drop the lines of steps that will be done again."""
         path = self.run / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step]
             images.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
     def train_step(self) -> tuple[Tensor, Tensor]:
@@ -258,6 +272,7 @@ class Trainer:
         Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched.
         """
         settings = self.config.train
+        self._forget_later_metrics()
         metrics = (self.run / "metrics.jsonl").open("a")
         window = _Window(self)
         last_save = time.monotonic()
@@ -276,7 +291,7 @@ class Trainer:
                 if show:
                     yield window.progress()
                 if log:
-                    metrics.write(json.dumps(window.line(self._lr())) + "\n")
+                    metrics.write(json.dumps(window.line(self.optimizer.param_groups[0]["lr"])) + "\n")
                     metrics.flush()
                     window.reset()
                 if save:
@@ -287,5 +302,6 @@ class Trainer:
                     if path := self.preview(should_stop):
                         yield Saved(self.step, path)
         if self.step > saved_step:
+            window.check()
             yield Saved(self.step, self.save())
         yield Finished(self.step, interrupted=self.step < settings.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -49,6 +50,7 @@ app.command("denoise-trace")(trace.denoise_trace)
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if args is None else args
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # photographs have more pixels today
     try:
         code = app(args=arguments, prog_name="ddpm", standalone_mode=False)
     except Exception as error:

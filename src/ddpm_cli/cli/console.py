@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,16 @@ __all__ = ["Console", "print_error"]
 _SCHEMA = 1  # of the JSON objects; grows when a field changes its meaning
 
 
+class _Stderr(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads stderr any more, which is no reason to lose a run: rich would exit here."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _stderr() -> RichConsole:
     # soft_wrap: paths must stay in one piece for those who copy them. No markup or highlighting of users' file names.
-    return RichConsole(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    return _Stderr(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def print_error(message: str, hint: str | None = None) -> None:
@@ -57,8 +65,17 @@ class Console:
     def bar(self, what: str, total: int, eta: bool = True) -> Iterator[Callable[..., None]]:
         """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, status=…).
 
-        eta: whether the bar reckons the time left by itself, or the status says it.
+        eta: whether the bar reckons the time left by itself, or the status says it. Ctrl-C inside is said and passed on.
         """
+        try:
+            with self._bar(what, total, eta) as update:
+                yield update
+        except KeyboardInterrupt:
+            self.note(f"interrupted: {what}")
+            raise
+
+    @contextmanager
+    def _bar(self, what: str, total: int, eta: bool) -> Iterator[Callable[..., None]]:
         if not self.live:
             yield lambda completed, **values: None
             return

@@ -21,7 +21,7 @@ def load_model(console: Console, address: str | None, device: str, precision: st
     from ddpm_cli.device import describe
     from ddpm_cli.model import DDPM
 
-    folder = hub.resolve(address)
+    folder = hub.resolve(address, quiet=not console.live)
     model = DDPM.from_pretrained(folder, device, precision, weights)
     channels, height, width = model.shape
     console.note(

@@ -48,9 +48,11 @@ def noise(
         raise UsageError(f"--t {max(ts)}: the schedule ends at t={T}, which is noise")
     if form == "safetensors" and len(ts) > 1:
         raise UsageError("--format safetensors carries one image", "Give a single --t.")
+    if form == "png" and output and output.endswith(".safetensors"):
+        raise UsageError(f"-o {output}: pictures are not safetensors", "Add --format safetensors.")
     stem = "noise" if image == "-" else Path(image).stem
     name = f"{stem}-t{'-'.join(map(str, ts))}.{form}"
-    suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".webp")
+    suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".jpeg", ".webp")
     target = pick_target(output, name, suffixes, console, force)
 
     import torch
@@ -61,8 +63,7 @@ def noise(
 
     images.check_background(background)
     data, called = read_input(image)
-    opened = images.open_image(data, called)
-    clean = images.from_pil(images.flatten(opened, 1 if images.is_gray(opened) else 3, background))
+    clean = images.from_pil(images.decode(data, called, background=background))
     channels, height, width = clean.shape
     # One draw of noise for all t: a strip shows one and the same noise take over.
     made = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -30,10 +31,10 @@ def parse_count(text: str | int) -> int:
     digits = str(text).strip().replace("_", "").replace(",", "").lower()
     factor = {"k": 1_000, "m": 1_000_000}.get(digits[-1:], 1)
     try:
-        value = float(digits.rstrip("km") if factor > 1 else digits) * factor
+        value = float(digits[:-1] if factor > 1 else digits) * factor
     except ValueError:
         value = 0.0
-    if value < 1 or value != int(value):
+    if not math.isfinite(value) or value < 1 or value != int(value):
         raise typer.BadParameter(f"{text!r} is not a whole number above 0; write 5000, 800k or 1.2M")
     return int(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ def pick_target(
             raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or pipe it on.")
         return Target(None)
     path = Path(output)
+    _check_writable(path, output)
     if folders and (output.endswith("/") or path.is_dir() or not path.suffix):
         if path.exists() and not path.is_dir():
             raise DDPMError(f"-o {output}: exists and is not a folder")
@@ -59,6 +61,15 @@ def pick_target(
     if path.exists() and not force:
         raise DDPMError(f"-o {output}: exists", "Name another file, or use --force to overwrite it.")
     return Target(path)
+
+
+def _check_writable(path: Path, output: str) -> None:
+    """Raises DDPMError if nothing can be made there, which is better known before the work than after it."""
+    there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    if not there.is_dir():
+        raise DDPMError(f"-o {output}: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise DDPMError(f"-o {output}: {there} is not writable")
 
 
 def deliver(target: Target, data: bytes, console: Console, **fields: object) -> None:

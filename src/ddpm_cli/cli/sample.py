@@ -14,7 +14,7 @@ from ddpm_cli.cli.output import deliver, pick_target
 
 __all__ = ["sample"]
 
-_SUFFIXES = (".png", ".jpg", ".webp", ".npz")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz")
 
 
 def sample(
@@ -57,7 +57,7 @@ def sample(
 
     started = time.perf_counter()
     done = 0
-    with console.bar("sampling", n * taken) as update:
+    with console.bar("sampling, images x steps", n * taken) as update:
 
         def progress(count: int) -> None:
             nonlocal done

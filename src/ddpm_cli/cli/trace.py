@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["denoise_trace"]
 
-_SUFFIXES = (".png", ".jpg", ".webp", ".gif")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _ROWS = {"xt": ("x_t",), "x0": ("x_0",), "both": ("x_t", "x_0")}
 
 
@@ -117,8 +117,8 @@ def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, backgr
 
     channels, size, _ = ddpm.shape
     if not Noised.looks_like(data):
-        opened = images.fit(images.flatten(images.open_image(data, name), channels, background), size)
-        x_0 = images.to_float(images.from_pil(opened))[None]
+        fitted = images.fit(images.decode(data, name, channels, background), size)
+        x_0 = images.to_float(images.from_pil(fitted))[None]
         noise = ImageNoise(seed, [0], ddpm.shape, "forward")
         return Noised.make(x_0, t or ddpm.schedule.T // 2, seed, ddpm.schedule_config, noise)
     noised = Noised.from_bytes(data, name)
@@ -133,13 +133,13 @@ def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, backgr
             f"{name}: was noised by another schedule than this model's",
             "Give the image itself: ddpm denoise-trace IMG --t N",
         )
-    fitted = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
-    if fitted is not noised:
+    small = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
+    if small is not noised:
         _, _, height, width = noised.x_t.shape
         console.note(
             f"{name}: {width}x{height} averaged to the model's {size}x{size}, its noise brought back to t={noised.t}"
         )
-    return fitted
+    return small
 
 
 def _picture(kept: list[tuple[int, Tensor, Tensor]], show: str, suffix: str) -> bytes:

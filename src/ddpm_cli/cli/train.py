@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -108,7 +111,9 @@ def train(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Start anew; a run of that name is moved aside, not lost.", rich_help_panel="Common options"
+            "--force",
+            help="Start anew; a run of that name is moved aside, not lost. With --resume: go on with other images.",
+            rich_help_panel="Common options",
         ),
     ] = False,
 ) -> None:
@@ -119,7 +124,7 @@ def train(
     Judge a run by the pictures in RUN/samples: the loss falls quickly to a few hundredths and then hardly moves.
     """
     console = Console("train", as_json, quiet)
-    run = output or Path("runs") / images.resolve().stem
+    run = output or Path("runs") / _name(images)
     wishes: dict[str, Any] = {
         "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
         "train": {
@@ -147,21 +152,33 @@ def train(
     with console.bar("decoding images", len(source.files)) as update:
         pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
 
-    newest = _prepare(run, config, bool(old), force, console)
     trainer = Trainer(run, config, pack, where, dtype)
-    if newest:
-        trainer.resume(newest)
+    if old:
+        _go_on(trainer, force, console)
+    if trainer.step > config.train.steps:
+        raise UsageError(
+            f"--steps {config.train.steps}: the run has done {trainer.step} already",
+            "--steps is the total, resumed or not.",
+        )
+    config = replace(config, data=replace(config.data, images=str(images.resolve())))
+    _prepare(run, config, bool(old), force, console)
     _header(console, run, config, source, pack, trainer, describe(where, dtype))
     loss = _follow(console, trainer)
     _finish(console, run, images, trainer, loss)
+
+
+def _name(images: Path) -> str:
+    """What a run on these images is called: the folder's name, or the archive's without its suffix."""
+    path = images.resolve()
+    return path.stem if path.suffix.lower() == ".zip" else path.name
 
 
 def _check(wishes: dict[str, dict[str, Any]]) -> None:
     """Raises UsageError on values that no run can have."""
     if wishes["data"].get("fit", "crop") not in ("crop", "pad", "stretch"):
         raise UsageError(f"--fit {wishes['data']['fit']} is not crop, pad or stretch")
-    if wishes["train"].get("lr", 1.0) <= 0:
-        raise UsageError(f"--lr {wishes['train']['lr']} is not above 0")
+    if not 0 < wishes["train"].get("lr", 1.0) < math.inf:
+        raise UsageError(f"--lr {wishes['train']['lr']} is not a number above 0")
     if "background" in wishes["data"]:
         from ddpm_cli import images
 
@@ -174,8 +191,6 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
 
     exists = (run / "config.json").is_file()
     if resume:
-        if force:
-            raise UsageError("--resume goes on with a run, --force starts anew", "Give one of them.")
         if not exists:
             raise DDPMError(
                 f"--resume: there is no run in {run}", "Leave --resume out to start one, or name it with -o."
@@ -217,8 +232,6 @@ def _planned(
 
 def _resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None) -> RunConfig:
     """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
-    from dataclasses import replace
-
     contradictions = [
         f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
         for part, asked in wishes.items()
@@ -243,21 +256,34 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
 
 
-def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> Path | None:
-    """Make the run's folder; returns the checkpoint to go on from, if there is one."""
+def _go_on(trainer: Trainer, force: bool, console: Console) -> None:
+    """Bring a run back to its newest checkpoint. Raises DDPMError if its images are others now, unless forced."""
+    from ddpm_cli import checkpoint
+
+    found = checkpoint.checkpoints(trainer.run)
+    if not found:
+        console.warn(f"{trainer.run} has no checkpoint yet; starting from step 0")
+        return
+    if trainer.resume(found[-1]) != trainer.pack.fingerprint:
+        if not force:
+            raise DDPMError(
+                "--resume: the images are not those that the run was trained on",
+                "Give those, or train another run with -o RUN, or add --force to go on with these.",
+            )
+        console.warn("going on with other images than those that the run was trained on")
+
+
+def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:
+    """Make the run's folder, now that nothing more can be refused."""
     from ddpm_cli import checkpoint, images
 
-    if force and run.exists():
+    if force and not resuming and run.exists():
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
         run.rename(aside)
         console.note(f"moved the run that was in {run} to {aside}")
     run.mkdir(parents=True, exist_ok=True)
     (run / "metrics.jsonl").touch()
     images.write_file(run / "config.json", checkpoint.json_bytes(config.to_dict()))
-    found = checkpoint.checkpoints(run)
-    if resuming and not found:
-        console.warn(f"{run} has no checkpoint yet; starting from step 0")
-    return found[-1] if found else None
 
 
 def _header(
@@ -280,7 +306,7 @@ def _header(
     if len(pack.left_out) > _NAMED:
         console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {pack.folder / 'index.json'}")
     if len(pack) < _FEW_IMAGES:
-        console.warn(f"{len(pack)} images are few; expect the model to learn them by heart")
+        console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
     console.note("  Ctrl-C saves and stops")
 
 
@@ -330,6 +356,7 @@ def _follow(console: Console, trainer: Trainer) -> float | None:
                     update(event.step, what="drawing samples")
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
+                    update(event.step)
                 case Finished():
                     pass
     return loss
@@ -355,7 +382,9 @@ def _finish(console: Console, run: Path, images: Path, trainer: Trainer, loss: f
     total = trainer.config.train.steps
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        console.note(f"go on with: ddpm train {images} -o {run} --resume")
+        console.note(f"go on with: ddpm train {quote(str(images))} -o {quote(str(run))} --resume")
         raise typer.Exit(130)
-    console.note(f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {run} -o grid.png")
+    console.note(
+        f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
+    )
     console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
