@@ -65,7 +65,8 @@ class Console:
     def bar(self, what: str, total: int, eta: bool = True) -> Iterator[Callable[..., None]]:
         """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, status=…).
 
-        eta: whether the bar reckons the time left by itself, or the status says it. Ctrl-C inside is said and passed on.
+        eta: whether the bar reckons the time left by itself, or the status says it.
+        Ctrl-C inside is said and passed on.
         """
         try:
             with self._bar(what, total, eta) as update:
