@@ -293,7 +293,7 @@ def _header(
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
     console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
-    console.note(f"  images   {len(pack)} of {len(source.files)} in {source.path}")
+    console.note(f"  images   {len(pack)} in {source.path}, {len(pack.left_out)} left out")
     colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
     flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
     console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
