@@ -120,6 +120,7 @@ def test_files_are_written_whole(tmp_path):
     images.write_file(tmp_path / "new" / "a.bin", b"1")
     images.write_file(tmp_path / "new" / "a.bin", b"2")
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "new").iterdir()] == [("a.bin", b"2")]
-    assert (tmp_path / "new" / "a.bin").stat().st_mode & 0o777 == 0o666 & ~images._umask()
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "a.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(UsageError, match=r"\.xyz"):
         images.picture_bytes(Image.new("L", (1, 1)), ".xyz")

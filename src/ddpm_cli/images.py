@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -235,19 +234,11 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path = path.resolve()  # a link is written through
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=".ddpm-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(partial).chmod(0o666 & ~_umask())
-        Path(partial).replace(path)
+        partial = path.with_name(f".ddpm-{secrets.token_hex(8)}")  # known before it exists: Ctrl-C may come at any time
+        partial.write_bytes(data)
+        partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         if partial:
-            Path(partial).unlink(missing_ok=True)  # gone already if all went well
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            partial.unlink(missing_ok=True)  # gone already if all went well
