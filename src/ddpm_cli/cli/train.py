@@ -356,7 +356,6 @@ def _follow(console: Console, trainer: Trainer) -> float | None:
                     update(event.step, what="drawing samples")
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
-                    update(event.step)
                 case Finished():
                     pass
     return loss
