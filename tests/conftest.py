@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import hub_server  # noqa: F401  before anything that imports huggingface_hub: it says where the Hub is
 from ddpm_cli import checkpoint
 from ddpm_cli.config import PRESETS, ScheduleConfig, UNetConfig
+from ddpm_cli.files import new_directory
 from ddpm_cli.unet import UNet
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.zip"
@@ -35,7 +37,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
 def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | None = None) -> Path:
     unet = UNet(config)
     randomize(unet)
-    with checkpoint.new_directory(folder) as partial:
+    with new_directory(folder) as partial:
         checkpoint.save_model(partial, unet.state_dict(), config, schedule or ScheduleConfig(num_train_timesteps=20))
     return folder
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
-    *("errors", "config", "device", "images", "dataset", "plan", "schedule", "noised", "unet", "objective"),
-    *("samplers", "ema", "checkpoint", "hub", "model", "trainer"),
+    *("errors", "config", "files", "device", "images", "dataset", "plan", "schedule", "noised", "unet", "objective"),
+    *("samplers", "ema", "pretrained", "checkpoint", "hub", "model", "trainer"),
 ]
 
 

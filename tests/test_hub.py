@@ -1,92 +1,102 @@
-"""Addresses of models: folders, runs, and a Hub of our own on 127.0.0.1."""
+"""Addresses of models: folders, files, runs, and a Hub of our own on 127.0.0.1 over real HTTP."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+import hub_server
 from ddpm_cli import hub
 from ddpm_cli.errors import ModelError
 
-SHA = "a" * 40
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def hub_server(small_model):
-    """Serves the small model as org/small; org/secret is gated. Gives the address and the list of requests."""
-    files = {
-        path.relative_to(small_model).as_posix(): path.read_bytes() for path in small_model.rglob("*") if path.is_file()
-    }
-    files["README.md"] = b"not wanted"
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def answer(self, code, body=b"", **headers):
-            self.send_response(code)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self):
-            path = self.path.split("?")[0]
-            asked.append(path)
-            if path.startswith("/api/models/org/secret"):
-                self.answer(403, X_Error_Code="GatedRepo")
-            elif not path.startswith(("/api/models/org/small/", "/org/small/")):
-                self.answer(401, X_Error_Code="RepoNotFound")
-            elif path.endswith("/revision/nope"):
-                self.answer(404, X_Error_Code="RevisionNotFound")
-            elif "/revision/" in path:
-                siblings = [{"rfilename": name} for name in files]
-                self.answer(200, json.dumps({"id": "org/small", "sha": SHA, "siblings": siblings}).encode())
-            elif "/tree/" in path:
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for name, data in files.items()
-                ]
-                self.answer(200, json.dumps(tree).encode())
-            elif (name := path.partition("/resolve/")[2].partition("/")[2]) in files:
-                data = files[name]
-                self.answer(200, data, X_Repo_Commit=SHA, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
-            else:
-                self.answer(404, X_Error_Code="EntryNotFound")
-
-        do_HEAD = do_GET  # noqa: N815
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+def server(small_model, tmp_path, monkeypatch):
+    """A Hub that has the small model as org/small, among files that are not needed; and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    with hub_server.serve() as server:
+        server.add("org/small", small_model)
+        for name in ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
+            server.repos["org/small"].files[name] = b"not wanted"
+        yield server
 
 
-def sample(address: str, endpoint: str, home: Path, **env: str) -> subprocess.CompletedProcess:
-    """In a process of its own, since huggingface_hub reads its environment once, at import."""
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | env
+def refusal(address: str) -> str:
+    with pytest.raises(ModelError) as caught:
+        hub.resolve(address)
+    return f"{caught.value.message} / {caught.value.hint}"
+
+
+# --- as a user calls it ---
+
+
+def sample(tmp_path, address: str, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ddpm_cli", "sample", "-m", address, "--n", "1", "-o", "-"]
-    return subprocess.run(command, capture_output=True, env=os.environ | settings, timeout=120)
+    env = {"HF_HOME": str(tmp_path / "home")} | env
+    return subprocess.run(command, capture_output=True, env=os.environ | env, timeout=120)
 
 
-def test_a_model_from_the_hub(hub_server, tmp_path):
-    endpoint, asked = hub_server
-    result = sample("org/small", endpoint, tmp_path / "home")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(b"\x89PNG")
-    assert not any("README" in path for path in asked if "/resolve/" in path)
-    again = sample("org/small", "http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="1")  # from its cache
-    assert again.stdout == result.stdout
+def test_a_model_from_the_hub(server, tmp_path):
+    first = sample(tmp_path, "org/small@v1")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(b"\x89PNG")
+    assert f"model org/small@{server.repos['org/small'].sha[:7]}".encode() in first.stderr
+    assert server.downloaded() == {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", WEIGHTS}
+    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):  # nobody listens there
+        again = sample(tmp_path, "org/small@v1", **env)
+        assert again.stdout == first.stdout
+        assert b"from the cache; the Hub cannot be reached" in again.stderr
+
+
+def test_without_a_network(tmp_path):
+    result = sample(tmp_path, "org/small", HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert result.stdout == b""
+    assert result.stderr.startswith(b"Error: org/small: could not be fetched")
+    assert b"Check the network" in result.stderr
+
+
+# --- addresses ---
+
+
+def test_nothing_is_downloaded_twice(server):
+    first = hub.resolve("org/small")
+    server.requests.clear()
+    assert hub.resolve("org/small") == first
+    assert server.downloaded() == set()
+
+
+def test_what_a_model_is_needs_no_weights(server):
+    located = hub.resolve("org/small", weights=False)
+    assert WEIGHTS not in server.downloaded()
+    assert located.weight_bytes == len(server.repos["org/small"].files[WEIGHTS])
+
+
+def test_a_hub_that_is_down_is_not_needed_twice(server):
+    first = hub.resolve("org/small")
+    server.faults[""] = 503
+    again = hub.resolve("org/small")
+    assert again.weights == first.weights
+    assert "from the cache" in again.origin
+
+
+def test_revisions_and_pages(server):
+    sha = server.repos["org/small"].sha
+    expected = hub.resolve("org/small")
+    for address in (
+        f"org/small@{sha}",
+        "org/small@v1",
+        f"{hub_server.URL}/org/small",
+        f"{hub_server.URL}/org/small/tree/v1",
+        f"{hub_server.URL}/org/small/blob/main/unet/config.json?download=true",
+        "https://huggingface.co/org/small",
+        "https://hf.co/org/small/",
+    ):
+        assert hub.resolve(address) == expected, address
 
 
 @pytest.mark.parametrize(
@@ -95,38 +105,109 @@ def test_a_model_from_the_hub(hub_server, tmp_path):
         ("org/none", "neither a directory here nor a public model"),
         ("org/secret", "access to this model"),
         ("org/small@nope", "no revision 'nope'"),
+        ("https://example.com/org/small", "not a model's page"),
+        ("https://huggingface.co/small", "not a model's page"),
+        ("https://huggingface.co/org/small/tree/..", "not a model's page"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(hub_server, tmp_path, address, said):
-    result = sample(address, hub_server[0], tmp_path / "home")
-    assert result.returncode == 1
-    assert said in result.stderr.decode()
-    assert result.stderr.startswith(b"Error: ")
+def test_what_the_hub_refuses_is_explained(server, small_model, address, said):
+    server.add("org/secret", small_model)
+    server.gated.add("org/secret")
+    assert said in refusal(address)
 
 
-def test_without_a_network(tmp_path):
-    result = sample("org/small", "http://127.0.0.1:9", tmp_path / "home")
-    assert result.returncode == 1
-    assert b"cannot be reached" in result.stderr
+@pytest.mark.parametrize(
+    "address",
+    ["../../etc", "org/..", "org/../..", "org/small@../../x", "org/.hidden", "org/a/b", "org/small@", "a b/c"],
+)
+def test_no_name_leads_out_of_the_cache(server, tmp_path, address):
+    assert "no such file or directory, and not a name" in refusal(address)
+    assert server.requests == []
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_answer_leads_out_of_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_server.Repo, "sha", "../../../out")
+    assert "a commit '../../../out'" in refusal("org/small")
+    assert not (tmp_path / "home").exists()
+
+
+# --- what can go wrong ---
+
+
+def test_a_broken_hub(server):
+    server.faults[""] = 500
+    assert "the Hub answered 500" in refusal("org/small")
+
+
+@pytest.mark.parametrize(
+    ("file", "fault", "said"),
+    [
+        (WEIGHTS, 404, "the Hub answered 404"),
+        (WEIGHTS, "drop", "could not be fetched"),
+        (WEIGHTS, "short", "should be of size"),
+        (WEIGHTS, "flip", "has not the hash"),
+        ("unet/config.json", 403, "the Hub answered 403"),
+        ("unet/config.json", "flip", "has not the hash"),
+    ],
+)
+def test_a_file_that_does_not_arrive_is_never_loaded(server, file, fault, said):
+    server.faults[file] = fault
+    assert said in refusal("org/small")
+    server.faults[""] = 503
+    assert "the Hub answered 503" in refusal("org/small")  # what is left of it is not taken for the model
+    server.faults.clear()
+    hub.resolve("org/small")  # and the next try mends it
+
+
+def test_a_connection_that_drops_once_is_taken_up_again(server, small_model):
+    server.faults[WEIGHTS] = "drop once"
+    assert hub.resolve("org/small").weights[0].read_bytes() == (small_model / WEIGHTS).read_bytes()
+
+
+def test_a_model_that_cannot_be_run_is_not_downloaded(server):
+    files = server.repos["org/small"].files
+    files["model_index.json"] = b'{"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}'
+    assert "org--small" in refusal("org/small")
+    assert "draws latents" in refusal("org/small")
+    assert WEIGHTS not in server.downloaded()
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("unet/config.json", "org/small: holds no model (of README.md"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json: missing"),
+        ("unet/diffusion_pytorch_model", "org/small: has no weights beside unet/config.json"),
+    ],
+)
+def test_a_repository_that_lacks_a_file(server, gone, said):
+    files = server.repos["org/small"].files
+    for name in [name for name in files if name.startswith(gone)]:
+        del files[name]
+    assert said in refusal("org/small")
+
+
+# --- on disk ---
 
 
 def test_folders(small_model, tmp_path, monkeypatch):
-    assert hub.resolve(str(small_model)) == small_model
+    assert hub.resolve(str(small_model)).folder == small_model
     with pytest.raises(ModelError, match="no trained run"):
         hub.resolve()
     monkeypatch.setenv("DDPM_MODEL", str(small_model))
-    assert hub.resolve() == small_model
+    assert hub.resolve().folder == small_model
     (tmp_path / "file.safetensors").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     (tmp_path / "run" / "metrics.jsonl").touch()
     for address, said in [
-        ("file.safetensors", "is a file"),
+        ("file.safetensors", "no config.json beside it"),
         ("empty", "holds no model"),
         ("run", "no checkpoint yet"),
-        ("./none", "no such directory"),
-        ("none", "no such directory"),
+        ("./none", "no such file or directory"),
+        ("none", "no such file or directory"),
     ]:
         with pytest.raises(ModelError, match=said):
             hub.resolve(address)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm_cli import images
 from ddpm_cli.errors import DataError, UsageError
+from ddpm_cli.files import write_file
 
 
 def pixels(image: Image.Image, channels: int, background: str = "white") -> torch.Tensor:
@@ -117,8 +118,8 @@ def test_npz_is_numpys():
 
 
 def test_files_are_written_whole(tmp_path):
-    images.write_file(tmp_path / "new" / "a.bin", b"1")
-    images.write_file(tmp_path / "new" / "a.bin", b"2")
+    write_file(tmp_path / "new" / "a.bin", b"1")
+    write_file(tmp_path / "new" / "a.bin", b"2")
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "new").iterdir()] == [("a.bin", b"2")]
     (tmp_path / "plain").touch()
     assert (tmp_path / "new" / "a.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode

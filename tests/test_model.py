@@ -13,6 +13,7 @@ from ddpm_cli import DDPM, checkpoint
 from ddpm_cli.config import PRESETS, ScheduleConfig
 from ddpm_cli.device import ImageNoise
 from ddpm_cli.errors import ModelError, UsageError
+from ddpm_cli.files import new_directory
 
 
 def draw(*shape):
@@ -153,8 +154,8 @@ def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
     assert "unet/config.json: cannot be read" in broken(lambda folder: (folder / "unet/config.json").write_text("{"))
     assert "act_fn='gelu'" in broken(edit("unet/config.json", act_fn="gelu"))
     assert "'surprise'" in broken(edit("unet/config.json", surprise=1))
-    assert "v_prediction" in broken(edit("scheduler/scheduler_config.json", prediction_type="v_prediction"))
-    assert "learned_range" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
+    assert "'flow_prediction'" in broken(edit("scheduler/scheduler_config.json", prediction_type="flow_prediction"))
+    assert "does not go with" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
     assert "conv_in.weight is" in broken(edit("unet/config.json", in_channels=3, out_channels=3))
 
 
@@ -216,7 +217,7 @@ def test_devices_and_precisions_are_checked(small_model):
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     def fail():
-        with checkpoint.new_directory(tmp_path / "model") as partial:
+        with new_directory(tmp_path / "model") as partial:
             (partial / "half").write_text("written")
             raise RuntimeError
 
@@ -224,7 +225,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
         fail()
     assert list(tmp_path.iterdir()) == []
     for text in ("old", "new"):
-        with checkpoint.new_directory(tmp_path / "model") as partial:
+        with new_directory(tmp_path / "model") as partial:
             (partial / "file").write_text(text)
     assert (tmp_path / "model" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -249,5 +250,5 @@ def test_raw_weights_only_where_there_are_some(small_model):
 def test_config_round_trip():
     for config in (SMALL, replace(SMALL, attention_head_dim=4)):
         assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    schedule = ScheduleConfig(trained_betas=(0.1, 0.2))
+    schedule = ScheduleConfig(2, trained_betas=(0.1, 0.2))
     assert ScheduleConfig.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule

@@ -118,6 +118,40 @@ def test_spaced_gives_as_many_steps_as_asked_for(n):
     assert chosen[-1] == 999
 
 
+@pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
+def test_every_prediction_leads_back_to_x_0(kind):
+    """What the network is trained to say, said without an error, gives x_0 again."""
+    schedule = NoiseSchedule.from_config(ScheduleConfig(prediction_type=kind))
+    x_0, eps = draw(4, 3, 2, 2), draw(4, 3, 2, 2, seed=1)
+    t = torch.tensor([0, 10, 500, 999])
+    x_t = schedule.q_sample(x_0, t, eps)
+    torch.testing.assert_close(schedule.predict_x_0(x_t, t, schedule.target(x_0, t, eps)), x_0, rtol=0, atol=1e-10)
+
+
+def test_v_is_that_of_diffusers():
+    schedule, theirs = NoiseSchedule.from_config(ScheduleConfig(prediction_type="v_prediction")), DDPMScheduler()
+    x_0, eps, t = draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1), torch.tensor([0, 500, 999])
+    expected = theirs.get_velocity(x_0, eps, t)
+    torch.testing.assert_close(schedule.target(x_0, t, eps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_variance_is_that_of_diffusers():
+    """learned_range: from log beta~_t at -1 to log beta_t at 1, and beyond; learned: the variance itself."""
+    values, theirs = draw(2, 3, 2, 2), DDPMScheduler()
+    ranged = NoiseSchedule(PAPER.betas, variance_type="learned_range")
+    for t in (1, 500, 999):
+        expected = theirs._get_variance(t, predicted_variance=values, variance_type="learned_range")
+        torch.testing.assert_close(ranged.learned_log_variance(values, t), expected, rtol=1e-4, atol=1e-5)
+        small, large = (ranged.learned_log_variance(torch.full((1, 1, 1, 1), v), t).item() for v in (-1.0, 1.0))
+        assert small == pytest.approx(PAPER.posterior_variance[t].log().item(), rel=1e-6)
+        assert large == pytest.approx(PAPER.betas[t].log().item(), rel=1e-6)
+    plain = NoiseSchedule(PAPER.betas, variance_type="learned")
+    variance = values.abs() + 0.1
+    expected = theirs._get_variance(500, predicted_variance=variance, variance_type="learned")
+    torch.testing.assert_close(plain.learned_log_variance(variance, 500).exp(), expected)
+    assert plain.learned_log_variance(-variance, 500).isfinite().all()  # where theirs is not a number
+
+
 def test_misuse_is_refused():
     for n in (0, 1001):
         with pytest.raises(ValueError, match="between 1 and 1000"):
@@ -130,4 +164,4 @@ def test_misuse_is_refused():
     with pytest.raises(ModelError, match="beta_schedule='spiral'"):
         NoiseSchedule.from_config(ScheduleConfig(beta_schedule="spiral"))
     with pytest.raises(ModelError, match="between 0 and 1"):
-        NoiseSchedule.from_config(ScheduleConfig(trained_betas=(0.1, 1.5)))
+        NoiseSchedule.from_config(ScheduleConfig(2, trained_betas=(0.1, 1.5)))

@@ -8,43 +8,33 @@ A run directory holds checkpoints.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddpm_cli.config import DIFFUSERS_VERSION, RunConfig, ScheduleConfig, UNetConfig
+from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
-from ddpm_cli.unet import UNet
+from ddpm_cli.files import json_bytes, load_tensors, read_json
+from ddpm_cli.pretrained import WEIGHTS
 
 __all__ = [
     "Checkpoint",
     "checkpoints",
-    "is_model",
     "is_only_a_model",
     "is_run",
-    "json_bytes",
-    "load_model",
     "load_training",
-    "new_directory",
     "prune",
-    "read_config",
-    "read_json",
     "save_model",
     "save_training",
 ]
 
-_Config = TypeVar("_Config", UNetConfig, ScheduleConfig, RunConfig)
-_WEIGHTS = "diffusion_pytorch_model"
 _CHECKPOINT = re.compile(r"step-(\d{8,})$")  # and no copy that somebody made beside it
 _INDEX = {
     "_class_name": "DDPMPipeline",
@@ -52,87 +42,6 @@ _INDEX = {
     "scheduler": ["diffusers", "DDPMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
-# What attention's parameters were called before diffusers 0.12.
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-@contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A folder to fill, that gets its name `path` when the block ends well, and is removed when it does not.
-
-    So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
-    aside when the new one is complete, and then removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk before going on: a rename must not outrun them."""
-    with contextlib.suppress(PermissionError):  # folders cannot be opened on every system
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """JSON for people to read."""
-    return json.dumps(values, indent=2).encode() + b"\n"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ModelError, naming the file, if it is missing or no JSON object."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return values
-
-
-def read_config(kind: type[_Config], path: Path) -> _Config:
-    """A configuration from its JSON file. Raises ModelError, naming the file, if it cannot be honoured."""
-    try:
-        return kind.from_dict(read_json(path))
-    except ModelError as error:
-        raise ModelError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from None
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # values of another kind than they should be
-        raise ModelError(f"{path}: is damaged ({error})") from None
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], unet: UNetConfig, schedule: ScheduleConfig) -> None:
@@ -143,83 +52,12 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], unet: UNetConfig, sc
     (folder / "unet" / "config.json").write_bytes(json_bytes(unet.to_dict()))
     (folder / "scheduler" / "scheduler_config.json").write_bytes(json_bytes(schedule.to_dict()))
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
-    save_file(tensors, folder / "unet" / f"{_WEIGHTS}.safetensors", metadata={"format": "pt"})
-
-
-def _part(folder: Path) -> Path:
-    """Where the U-Net is: unet/ today; the folder itself in the flat layout of the first diffusers releases."""
-    return folder / "unet" if (folder / "unet").is_dir() else folder
-
-
-def _weights_file(folder: Path) -> Path | None:
-    candidates = (_part(folder) / f"{_WEIGHTS}{suffix}" for suffix in (".safetensors", ".fp16.safetensors", ".bin"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model with its weights, in either layout."""
-    return _weights_file(folder) is not None and (_part(folder) / "config.json").is_file()
+    save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
 def is_only_a_model(folder: Path) -> bool:
     """Whether a folder holds nothing but what `save_model` writes, or nothing at all."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model_index.json", "unet", "scheduler"}
-
-
-def load_model(folder: Path, weights: str = "ema") -> tuple[UNet, ScheduleConfig]:
-    """Read a model directory; the network is float32 on the CPU, in eval mode.
-
-    weights: "ema", the model itself; or "raw", the weights as the optimiser left them, which only a checkpoint has.
-    Raises ModelError if anything is missing, damaged, superfluous or not supported, and names it.
-    """
-    part = _part(folder)
-    config = read_config(UNetConfig, part / "config.json")
-    scheduler = folder if part == folder else folder / "scheduler"
-    schedule = read_config(ScheduleConfig, scheduler / "scheduler_config.json")
-    if weights == "raw":
-        file = folder / "training" / "raw.safetensors"
-        if not file.is_file():
-            raise ModelError(f"{folder}: has no raw weights", "Only checkpoints of `ddpm train` do; use --weights ema.")
-    else:
-        file = _weights_file(folder) or part / f"{_WEIGHTS}.safetensors"
-    tensors = _read_weights(file)
-    unet = _empty_unet(config)
-    expected, found = unet.state_dict(), {_new_name(name): value for name, value in tensors.items()}
-    for problem, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
-        if names:
-            raise ModelError(f"{file}: {problem} {len(names)} of the U-Net's parameters, such as {min(names)}")
-    for name, value in found.items():
-        if value.numel() != expected[name].numel():
-            raise ModelError(f"{file}: {name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}")
-        found[name] = value.to(torch.float32).view(expected[name].shape)
-    unet.load_state_dict(found, assign=True)
-    return unet.eval().requires_grad_(False), schedule
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ModelError(f"{file}: missing")
-    if file.suffix == ".safetensors":
-        return _load_tensors(file)
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle can fail in any way; weights_only keeps it from running code
-        raise ModelError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ModelError(f"{file}: holds no state dict")
-    return tensors
-
-
-def _empty_unet(config: UNetConfig) -> UNet:
-    """A U-Net whose parameters take no memory and no time, for weights to be assigned to."""
-    with torch.device("meta"):
-        return UNet(config)
-
-
-def _new_name(name: str) -> str:
-    head, _, kind = name.rpartition(".")
-    head, _, last = head.rpartition(".")
-    return f"{head}.{_OLD_NAMES.get(last, last)}.{kind}" if ".attentions." in name else name
 
 
 @dataclass(frozen=True)
@@ -256,9 +94,9 @@ def load_training(folder: Path) -> Checkpoint:
     state = read_json(training / "state.json")
     try:
         return Checkpoint(
-            raw=_load_tensors(training / "raw.safetensors"),
-            ema=_load_tensors(folder / "unet" / f"{_WEIGHTS}.safetensors"),
-            optimizer=_load_tensors(training / "optimizer.safetensors"),
+            raw=load_tensors(training / "raw.safetensors"),
+            ema=load_tensors(folder / "unet" / f"{WEIGHTS}.safetensors"),
+            optimizer=load_tensors(training / "optimizer.safetensors"),
             **state,
         )
     except TypeError as error:

@@ -18,6 +18,21 @@ __all__ = ["PRESETS", "DataConfig", "Preset", "RunConfig", "ScheduleConfig", "Tr
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
 
+# What some settings were called in the first releases of diffusers, in 2022.
+_OLD_UNET_KEYS = {
+    "image_size": "sample_size",
+    "num_res_blocks": "layers_per_block",
+    "block_channels": "block_out_channels",
+    "down_blocks": "down_block_types",
+    "up_blocks": "up_block_types",
+    "downscale_freq_shift": "freq_shift",
+    "resnet_num_groups": "norm_num_groups",
+    "resnet_act_fn": "act_fn",
+    "resnet_eps": "norm_eps",
+    "num_head_channels": "attention_head_dim",
+}
+_OLD_SCHEDULE_KEYS = {"timesteps": "num_train_timesteps"}
+
 
 class _Strict:
     """`to_dict` and `from_dict` for a dataclass; a key nobody knows is an error, never dropped."""
@@ -60,35 +75,35 @@ class UNetConfig(_Strict):
 
     sample_size: int = 32
     in_channels: int = 3
-    out_channels: int = 3
+    out_channels: int = 3  # twice in_channels if the variance is learned
     block_out_channels: tuple[int, ...] = (128, 256, 256, 256)
     down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     layers_per_block: int = 2
     dropout: float = 0.0
-    attention_head_dim: int | None = None  # None: a single head
+    attention_head_dim: int | tuple[int, ...] | None = None  # None: a single head; several: one a level (ours alone)
     norm_num_groups: int = 32
     norm_eps: float = 1e-6
     downsample_padding: int = 0  # 0 pads right and bottom, as TensorFlow's SAME does
     flip_sin_to_cos: bool = False
     freq_shift: int = 1
     mid_block_scale_factor: float = 1
-    resnet_time_scale_shift: str = "default"
+    resnet_time_scale_shift: str = "default"  # or scale_shift
     add_attention: bool = True  # in the middle block
+    attn_norm_num_groups: int | None = None  # of that attention; None: as elsewhere, or no norm under scale_shift
+    downsample_type: str = "conv"  # or resnet: how blocks with attention change the resolution
+    upsample_type: str = "conv"
+    time_embedding_type: str = "positional"  # or learned: a table with a row a step
+    time_embedding_dim: int | None = None  # None: 4 block_out_channels[0]
+    num_train_timesteps: int | None = None  # rows of that table
 
-    # Keys of UNet2DModel for which we run only the value that DDPMs use.
+    # Keys of UNet2DModel for which we run only the value that unconditional DDPMs use.
     _FIXED = {  # noqa: RUF012
         "center_input_sample": (False,),
-        "time_embedding_type": ("positional",),
-        "time_embedding_dim": (None,),
-        "mid_block_type": ("UNetMidBlock2D", None),
-        "downsample_type": ("conv", None),
-        "upsample_type": ("conv", None),
+        "mid_block_type": ("UNetMidBlock2D",),
         "act_fn": ("silu", "swish"),
-        "attn_norm_num_groups": (None,),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
-        "num_train_timesteps": (None,),
     }
     _DIFFUSERS_DEFAULTS = {  # noqa: RUF012
         "block_out_channels": (224, 448, 672, 896),
@@ -100,21 +115,49 @@ class UNetConfig(_Strict):
         "flip_sin_to_cos": True,
         "freq_shift": 0,
     }
+    _DOWN_BLOCKS = frozenset(("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"))
+    _UP_BLOCKS = frozenset(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"))
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ModelError("block_out_channels, down_block_types and up_block_types must have the same length")
-        for kind in self.down_block_types + self.up_block_types:
-            if kind not in ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"):
-                raise ModelError(f"U-Net block type {kind!r} is not supported")
-        if self.in_channels != self.out_channels:
-            raise ModelError(f"a U-Net from {self.in_channels} to {self.out_channels} channels does not predict eps")
-        if self.resnet_time_scale_shift not in ("default", "scale_shift"):
-            raise ModelError(f"resnet_time_scale_shift={self.resnet_time_scale_shift!r} is not supported")
-        for channels in self.block_out_channels:
+        for kinds, known in ((self.down_block_types, self._DOWN_BLOCKS), (self.up_block_types, self._UP_BLOCKS)):
+            for kind in kinds:
+                if kind not in known:
+                    raise ModelError(f"U-Net block type {kind!r} is not supported", _why_not(kind))
+        if self.in_channels not in (1, 3):
+            raise ModelError(
+                f"in_channels={self.in_channels}: ddpm makes gray (1) and RGB (3) images",
+                "Models of other channels mostly draw the latents of another network.",
+            )
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ModelError(f"a U-Net from {self.in_channels} to {self.out_channels} channels is no DDPM")
+        for key, allowed in (
+            ("resnet_time_scale_shift", ("default", "scale_shift")),
+            ("downsample_type", ("conv", "resnet")),
+            ("upsample_type", ("conv", "resnet")),
+            ("time_embedding_type", ("positional", "learned")),
+        ):
+            if (value := getattr(self, key)) not in allowed:
+                raise ModelError(f"{key}={value!r} is not supported", _why_not(value))
+        if self.time_embedding_type == "learned" and not self.num_train_timesteps:
+            raise ModelError("time_embedding_type='learned' needs num_train_timesteps")
+        for channels, head_dim in zip(self.block_out_channels, self.head_dims, strict=True):
             if channels % self.norm_num_groups:
                 raise ModelError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
+            if not 0 < head_dim <= channels:
+                raise ModelError(f"attention heads of {head_dim} channels do not fit into {channels}")
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Channels of an attention head, a level."""
+        dims = self.attention_head_dim
+        if isinstance(dims, tuple):
+            if len(dims) != len(self.block_out_channels):
+                raise ModelError("attention_head_dim must be one number, or one a level")
+            return dims
+        return tuple(dims or channels for channels in self.block_out_channels)
 
     @property
     def size_multiple(self) -> int:
@@ -124,15 +167,27 @@ class UNetConfig(_Strict):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a UNet2DModel's config.json. Raises ModelError on a key or a value we cannot honour."""
-        rest = _drop_fixed(values, cls._FIXED)
+        name = values.get("_class_name", "UNet2DModel")
+        if name not in ("UNet2DModel", "UNetUnconditionalModel"):
+            raise ModelError(f"its network is a {name}, not a UNet2DModel", _why_not(name))
+        if values.get("num_class_embeds") is not None or values.get("class_embed_type") is not None:
+            raise ModelError("it is class-conditional, and ddpm runs unconditional models")
+        values = {_OLD_UNET_KEYS.get(key, key): value for key, value in values.items()}
+        if values.get("time_embedding_type") == "fourier":
+            raise ModelError("it is a score-based SDE model, not a DDPM (time_embedding_type='fourier')")
+        rest: dict[str, Any] = cls._DIFFUSERS_DEFAULTS | _drop_fixed(values, cls._FIXED)
+        for key in ("down_block_types", "up_block_types"):
+            rest[key] = tuple(str(kind).removeprefix("UNetRes") for kind in rest[key])
+        for key in ("downsample_type", "upsample_type"):
+            rest[key] = rest.get(key) or "conv"
         size = rest.get("sample_size")
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
-                raise ModelError(f"sample_size={size} is not square, which is not supported")
+                raise ModelError(f"sample_size={list(size)}: ddpm makes square images")
             rest["sample_size"] = size[0]
         elif size is None:
             raise ModelError("sample_size is missing, so the size of the images is not known")
-        return super().from_dict(cls._DIFFUSERS_DEFAULTS | rest)
+        return super().from_dict(rest)
 
     def to_dict(self) -> dict[str, Any]:
         fixed = {key: allowed[0] for key, allowed in self._FIXED.items()}
@@ -140,56 +195,104 @@ class UNetConfig(_Strict):
         return header | super().to_dict() | fixed
 
 
+def _why_not(kind: object) -> str | None:
+    """What kind of model has this block or network, in words."""
+    text = str(kind)
+    if "CrossAttn" in text or "Condition" in text:
+        return "It is a model that draws from a text or another condition; ddpm runs unconditional ones."
+    if "Skip" in text:
+        return "It is a score-based SDE model (NCSN++), not a DDPM."
+    return "ddpm runs the unconditional UNet2DModel of diffusers." if "Model" in text else None
+
+
 @dataclass(frozen=True)
 class ScheduleConfig(_Strict):
-    """The noise schedule and the reverse process's variance, as diffusers' DDPMScheduler writes them."""
+    """The noise schedule, and what the network says of a step, as diffusers' DDPMScheduler writes them."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: str = "linear"  # linear | scaled_linear | squaredcos_cap_v2 | sigmoid
+    beta_schedule: str = "linear"  # see BETA_SCHEDULES
     trained_betas: tuple[float, ...] | None = None  # replaces the four above
-    variance_type: str = "fixed_small"  # fixed_small: beta~_t, fixed_large: beta_t (Section 3.2)
-    clip_sample: bool = True
+    variance_type: str = "fixed_small"  # see VARIANCE_TYPES
+    prediction_type: str = "epsilon"  # see PREDICTION_TYPES
+    clip_sample: bool = True  # predictions of x_0, to [-clip_sample_range, clip_sample_range]
     clip_sample_range: float = 1.0
+    thresholding: bool = False  # instead of clipping: dynamic thresholding (Saharia et al. 2022, Section 2.3)
+    dynamic_thresholding_ratio: float = 0.995  # the quantile of |x_0| that is taken for its range
+    sample_max_value: float = 1.0  # and the largest that this range may be
+
+    BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")  # `schedule.make_betas` has them
+    # sigma_t^2 of the reverse process. fixed_small: beta~_t, fixed_large: beta_t (Section 3.2 of the paper).
+    # learned: the network's second half of channels is the variance itself (as diffusers reads it); learned_range: it
+    # says where between log beta~_t (-1) and log beta_t (1) its logarithm lies (Nichol and Dhariwal 2021, Eq. 15).
+    VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
+    # epsilon: the noise (the paper). sample: the clean image x_0.
+    # v_prediction: sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022).
+    PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
     _FIXED = {  # noqa: RUF012
-        "prediction_type": ("epsilon",),
-        "thresholding": (False,),
         "rescale_betas_zero_snr": (False,),
+        "timestep_values": (None,),
     }
     # Keys that say how diffusers samples, which the caller decides here, or that carry no meaning any more.
     _IGNORED = frozenset(
-        (
-            "dynamic_thresholding_ratio",
-            "predict_epsilon",
-            "sample_max_value",
-            "set_alpha_to_one",
-            "skip_prk_steps",
-            "steps_offset",
-            "tensor_format",
-            "timestep_spacing",
+        ("set_alpha_to_one", "skip_prk_steps", "steps_offset", "tensor_format", "timestep_spacing", "predict_epsilon")
+    )
+    # Other samplers of models that were trained with such a schedule. Of their settings only the schedule is taken.
+    _SAMPLERS = frozenset(
+        f"{name}Scheduler"
+        for name in (
+            *("DDIM", "DDIMParallel", "DDPMParallel", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep"),
+            *("UniPCMultistep", "DEISMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
+            *("LMSDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
         )
     )
 
     def __post_init__(self) -> None:
-        if self.variance_type not in ("fixed_small", "fixed_large"):
-            raise ModelError(f"variance_type={self.variance_type!r} is not supported")
+        for key, allowed in (
+            ("beta_schedule", self.BETA_SCHEDULES),
+            ("variance_type", self.VARIANCE_TYPES),
+            ("prediction_type", self.PREDICTION_TYPES),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ModelError(f"{key}={getattr(self, key)!r} is not supported", f"ddpm knows {', '.join(allowed)}.")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ModelError(f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} steps")
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has a second half of channels, for the variance."""
+        return self.variance_type.startswith("learned")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a scheduler_config.json. Raises ModelError on a key or a value we cannot honour."""
+        name = values.get("_class_name", "DDPMScheduler")
+        values = {_OLD_SCHEDULE_KEYS.get(key, key): value for key, value in values.items()}
+        if values.get("predict_epsilon") is False:  # how models that predict x_0 were marked until 2022
+            values = {"prediction_type": "sample"} | values
+        if name in cls._SAMPLERS:
+            known = {f.name for f in dataclasses.fields(cls)} | cls._FIXED.keys()
+            values = {key: value for key, value in values.items() if key in known}
+        elif name != "DDPMScheduler":
+            raise ModelError(
+                f"its scheduler is a {name}, so it is no denoising diffusion probabilistic model",
+                "ddpm runs models with the discrete noise schedule of a DDPMScheduler.",
+            )
         rest = _drop_fixed(values, cls._FIXED)
-        rest = {k: v for k, v in rest.items() if k not in cls._IGNORED}
-        if rest.get("variance_type") == "fixed_small_log":  # the same variance, computed by way of its logarithm
-            rest["variance_type"] = "fixed_small"
+        rest = {key: value for key, value in rest.items() if key not in cls._IGNORED}
+        if rest.get("variance_type", "") is None:  # as solvers write it, which have no variance
+            del rest["variance_type"]
+        elif rest.get("variance_type") in ("fixed_small_log", "fixed_large_log"):
+            rest["variance_type"] = rest["variance_type"].removesuffix("_log")  # the same, by way of its logarithm
         return super().from_dict(rest)
 
     def to_dict(self) -> dict[str, Any]:
-        fixed = {key: allowed[0] for key, allowed in self._FIXED.items()}
         header = {"_class_name": "DDPMScheduler", "_diffusers_version": DIFFUSERS_VERSION}
         # linspace is the spacing of `NoiseSchedule.spaced`, so that diffusers with fewer steps visits the same ones.
-        return header | super().to_dict() | fixed | {"timestep_spacing": "linspace", "steps_offset": 0}
+        spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "linspace", "steps_offset": 0}
+        return header | super().to_dict() | spacing
 
 
 @dataclass(frozen=True)

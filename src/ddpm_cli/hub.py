@@ -1,62 +1,114 @@
-"""One address for a model: a folder here, or a repository on the Hugging Face Hub -> a model directory on disk."""
+"""One address for a model: a folder or a file here, or a repository on the Hugging Face Hub -> the model's files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ddpm_cli import checkpoint
 from ddpm_cli.errors import ModelError
+from ddpm_cli.pretrained import ModelFiles, read_configs
 
-__all__ = ["resolve"]
+__all__ = ["Located", "resolve"]
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# Everything a model can consist of here, in either layout, and none of the other formats that repositories carry.
-_HUB_FILES = [
-    "model_index.json",
-    "config.json",
-    "scheduler_config.json",
-    "*/config.json",
-    "*/scheduler_config.json",
-    "*diffusion_pytorch_model.safetensors",
-]
+_PART = r"\w(?:[\w.-]*\w)?"  # letters, digits, _ and in between . and -; so never .. or a leading dot
+_HUB_NAME = re.compile(rf"(?P<name>{_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin")
+_OTHER_FORMATS = (".ckpt", ".pt", ".pth")
 
 
-def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True) -> Path:
-    """Find the model directory that an address means.
+@dataclass(frozen=True)
+class Located:
+    """A model that was found. files: relative to folder. origin: what to call it: a path, or org/name@commit."""
 
-    address: a model directory, a checkpoint, or a run (its newest checkpoint); else `org/name[@revision]` on the Hub.
-    None: $DDPM_MODEL, else the newest run under `runs`. quiet: no progress bars for downloads.
-    Raises ModelError that says what was looked for.
+    folder: Path
+    files: ModelFiles
+    origin: str
+    weight_bytes: int  # size of the weights, also where they were not downloaded
+
+    @property
+    def weights(self) -> list[Path]:
+        return [self.folder / name for name in self.files.weights]
+
+
+def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True, weights: bool = True) -> Located:
+    """Find the model that an address means.
+
+    address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights beside
+    its configuration; else `org/name[@revision]` on the Hub, or the URL of its page there. None: $DDPM_MODEL, else the
+    newest run under `runs`. quiet: no progress bars for downloads. weights: whether they are needed, or only what the
+    model is. Raises ModelError that says what was looked for.
     """
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
-        return _newest_run(runs)
+        return _on_disk(_newest_run(runs), weights)
+    if "://" in address:
+        return _from_hub(*_parse_url(address), quiet, weights)
     path = Path(address).expanduser()
-    if path.is_dir():
-        return _in_folder(path)
     if path.exists():
-        raise ModelError(f"{address}: is a file, not a model directory", "Give the directory that holds it.")
-    if _HUB_NAME.fullmatch(address) and not address.startswith("."):
-        return _from_hub(address, quiet)
+        return _on_disk(path, weights)
+    if match := _HUB_NAME.fullmatch(address):
+        return _from_hub(match["name"], match["revision"], quiet, weights)
     raise ModelError(
-        f"{address}: no such directory", "Give a model directory, a run, or org/name on the Hugging Face Hub."
+        f"{address}: no such file or directory, and not a name on the Hub",
+        "Give a model directory, a run, or org/name[@revision] on the Hugging Face Hub.",
     )
 
 
-def _in_folder(path: Path) -> Path:
-    if checkpoint.is_model(path):
-        return path
+def _parse_url(url: str) -> tuple[str, str | None]:
+    """The repository and revision of a page on the Hub: https://huggingface.co/org/name[/tree|blob|resolve/REVISION]."""
+    parts = urlsplit(url)
+    hosts = {*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
+    words = unquote(parts.path).strip("/").split("/")
+    if parts.scheme in ("http", "https") and parts.netloc in hosts and len(words) >= 2:
+        revision = words[3] if len(words) > 3 and words[2] in ("tree", "blob", "resolve", "commit") else None
+        if match := _HUB_NAME.fullmatch("/".join(words[:2]) + (f"@{revision}" if revision else "")):
+            return match["name"], match["revision"]
+    raise ModelError(f"{url}: not a model's page on the Hugging Face Hub", "Write https://huggingface.co/org/name.")
+
+
+def _on_disk(path: Path, weights: bool) -> Located:
+    if path.is_file():
+        return _beside(path)
     if found := checkpoint.checkpoints(path):
-        return found[-1]
-    if checkpoint.is_run(path):
+        path = found[-1]
+    elif checkpoint.is_run(path):
         raise ModelError(
             f"{path}: this run has no checkpoint yet", "It writes one at --save-every, at its end, and on Ctrl-C."
         )
-    raise ModelError(
-        f"{path}: holds no model", "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
-    )
+    try:
+        files = ModelFiles.in_folder(path)
+        return _located(path, files.require_weights() if weights else files)
+    except ModelError as error:
+        hint = error.hint or "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
+        raise ModelError(f"{path}: {error.message}", hint) from None
+
+
+def _beside(path: Path) -> Located:
+    """A file of weights, whose configuration lies in the same folder."""
+    if path.suffix not in _WEIGHTS_SUFFIXES:
+        hint = "Give the directory that holds it."
+        if path.suffix in _OTHER_FORMATS:
+            hint = f"Weights of pytorch_diffusion or improved-diffusion: ddpm convert {path} -o DIR"
+        raise ModelError(f"{path}: is not a model directory, nor weights in {' or '.join(_WEIGHTS_SUFFIXES)}", hint)
+    folder = path.parent
+    names = {entry.name for entry in folder.iterdir() if entry.is_file()}
+    outside = "../scheduler/scheduler_config.json"
+    if "config.json" not in names:
+        raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
+    files = ModelFiles.among(names | ({outside} if (folder / outside).is_file() else set()), weights=path.name)
+    return _located(folder, files, origin=str(path))
+
+
+def _located(folder: Path, files: ModelFiles, origin: str | None = None) -> Located:
+    size = sum((folder / name).stat().st_size for name in files.weights)
+    return Located(folder, files, origin or str(folder), size)
 
 
 def _newest_run(runs: Path) -> Path:
@@ -71,28 +123,41 @@ def _newest_run(runs: Path) -> Path:
     return max(found)[1]
 
 
-def _from_hub(address: str, quiet: bool) -> Path:
+def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Located:
+    """Download what is missing of a model, first what says whether it is one; without a network, what is there.
+
+    Files stay in the Hub's own cache, under its rules and environment variables.
+    """
     # Imported late: it reads its environment at import, and takes a while.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if quiet:
-        disable_progress_bars()
-    name, _, revision = address.partition("@")
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said below, once
+    quiet = quiet or are_progress_bars_disabled()
+    at = f"{name}@{revision}" if revision else name
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-        for worse in ("*model.fp16.safetensors", "*model.bin"):  # the first models of the field come as .bin only
-            if not checkpoint.is_model(folder):
-                patterns = [*_HUB_FILES, worse]
-                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
+            raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        files = ModelFiles.among(sizes)
+        disable_progress_bars()  # for files of a few hundred bytes
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files.small))
+        _verify(folder, files.small)
+        read_configs(folder, files)  # before many megabytes are fetched for a model that cannot be run
+        if not quiet:
+            enable_progress_bars()
+        for file in files.require_weights().weights if weights else ():
+            hf_hub_download(name, file, revision=folder.name)
+            _verify(folder, [file])
     except GatedRepoError:
         raise ModelError(
             f"{name}: access to this model must be asked for on the Hub", "Accept its terms there, then: hf auth login"
@@ -105,14 +170,65 @@ def _from_hub(address: str, quiet: bool) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f"{name}: has no revision {revision!r} on the Hugging Face Hub") from None
     except HFValidationError as error:
-        raise ModelError(f"{address}: no such directory, and not a name on the Hub ({error})") from None
-    except LocalEntryNotFoundError:
+        raise ModelError(f"{at}: no such directory, and not a name on the Hub ({error})") from None
+    except ModelError as error:
+        raise ModelError(error.message if name in error.message else f"{name}: {error.message}", error.hint) from None
+    except Exception as error:  # besides its own, huggingface_hub lets through whatever its HTTP library raises
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise
+        status = next((e.response.status_code for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+        if (status is None or status >= 500) and (cached := _in_cache(name, revision, weights)):
+            return cached
+        reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelError(
-            f"{name}: not a directory here, and the Hugging Face Hub cannot be reached",
-            "Check the network, or HF_HUB_OFFLINE.",
+            f"{name}: could not be fetched from the Hugging Face Hub ({reason})",
+            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept.",
         ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"{name}: the Hugging Face Hub answered with an error ({error})") from None
-    if not checkpoint.is_model(folder):
-        raise ModelError(f"{name}: holds no model that ddpm can read", "Expected a diffusers DDPMPipeline.")
-    return folder
+    return Located(folder, files, f"{name}@{folder.name[:7]}", sum(sizes[file] for file in files.weights))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
+
+
+def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
+    """A model that was downloaded before, or None if it is not all there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("unet/config.json", "config.json"):
+        path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(path, str):
+            folder = Path(path).parents[file.count("/")]
+            files = ModelFiles.in_folder(folder)
+            if files.weights or not weights:
+                _verify(folder, [*files.small, *files.weights])
+                return _located(folder, files, f"{name}@{folder.name[:7]} (from the cache; the Hub cannot be reached)")
+    return None
+
+
+def _verify(folder: Path, names: Sequence[str]) -> None:
+    """Compare files of the Hub's cache with their hashes, which huggingface_hub downloads but does not check.
+
+    The cache keeps a file under its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones.
+    Raises ModelError on another hash, after removing the file.
+    """
+    for name in names:
+        path = folder / name
+        if not path.is_symlink():  # a system without links: the name of the hash is not kept
+            continue
+        blob = path.parent / path.readlink()
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            continue
+        digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+        with blob.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise ModelError(
+                f"{name}: what was downloaded has not the hash that the Hub names",
+                "It was damaged on the way, and is removed. Try again.",
+            )

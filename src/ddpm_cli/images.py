@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import secrets
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ __all__ = [
     "to_float",
     "to_pil",
     "to_uint8",
-    "write_file",
 ]
 
 # What counts as an image in a folder. Contents decide how it is read; names only what is looked at.
@@ -226,19 +224,3 @@ def npz_bytes(images: Iterable[Tensor], count: int) -> bytes:
                 first = False
             file.write(_bytes(batch))
     return buffer.getvalue()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside, then renamed into place. Makes its folder. Raises DataError."""
-    partial = None
-    try:
-        path = path.resolve()  # a link is written through
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".ddpm-{secrets.token_hex(8)}")  # known before it exists: Ctrl-C may come at any time
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        if partial:
-            partial.unlink(missing_ok=True)  # gone already if all went well

@@ -12,7 +12,9 @@ from ddpm_cli import checkpoint, hub, images
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.device import ImageNoise, memory_format, pick_device, pick_dtype, place
 from ddpm_cli.errors import ModelError
-from ddpm_cli.samplers import Step, reverse_process
+from ddpm_cli.files import new_directory
+from ddpm_cli.pretrained import load_model
+from ddpm_cli.samplers import Step, limit_x_0, reverse_process
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
@@ -43,9 +45,14 @@ class DDPM:
         address: see `hub.resolve`. device: auto, cpu, cuda, cuda:N or mps. precision: auto, fp32 or bf16.
         weights: "ema", or "raw" for those of a checkpoint that the optimiser left. Raises ModelError or UsageError.
         """
+        return cls.load(hub.resolve(str(address) if address else None), device, precision, weights)
+
+    @classmethod
+    def load(cls, located: hub.Located, device: str = "auto", precision: str = "auto", weights: str = "ema") -> DDPM:
+        """Load a model that was found; the rest as in `from_pretrained`."""
         where = pick_device(device)
         dtype = pick_dtype(precision, where)
-        unet, schedule = checkpoint.load_model(hub.resolve(str(address) if address else None), weights)
+        unet, schedule = load_model(located.folder, located.files, weights)
         original = unet.state_dict()
         return cls(place(unet, where, dtype), schedule, original)
 
@@ -57,10 +64,10 @@ class DDPM:
         path = Path(folder)
         if path.exists() and not checkpoint.is_only_a_model(path):
             raise ModelError(f"{path}: exists and is not just a model", "Name a new folder.")
-        with checkpoint.new_directory(path) as partial:
+        with new_directory(path) as partial:
             checkpoint.save_model(partial, self._weights, self.unet.config, self.schedule_config)
 
-    def _eps(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
         if len(x_t) == 1 and x_t.device.type == "cpu":
             # A batch of one takes other routines than a larger one, which round differently. Two of them cost less
             # than twice as much, and an image does not depend on how many were asked for.
@@ -90,13 +97,13 @@ class DDPM:
         chosen = self.timesteps(steps, start)
         all_of_them = len(chosen) == chosen[-1] + 1
         # beta_t is the larger of the two variances, and over few long steps far too large: FID 133 against 18 at 20
-        # steps on CIFAR-10 (Song et al. 2021, Table 1). With all steps the model's own choice stands.
-        schedule = self.schedule.subsequence(chosen, None if all_of_them else "fixed_small")
+        # steps on CIFAR-10 (Song et al. 2021, Table 1). With all steps, or if it is learned, the model's choice stands.
         config = self.schedule_config
-        clip = config.clip_sample_range if config.clip_sample else None
+        few_and_large = not all_of_them and config.variance_type == "fixed_large"
+        schedule = self.schedule.subsequence(chosen, "fixed_small" if few_and_large else None)
         noise = noise or ImageNoise(seed, range(len(x_T)), self.shape)
         x_T = x_T.to(self.device, torch.float32, memory_format=memory_format(self.device))
-        return reverse_process(self._eps, schedule, x_T, noise, clip=clip)
+        return reverse_process(self._output, schedule, x_T, noise, limit=lambda x_0: limit_x_0(x_0, config))
 
     def sample_batches(
         self,

@@ -17,6 +17,8 @@ from ddpm_cli.errors import ModelError
 
 __all__ = ["NoiseSchedule", "make_betas"]
 
+_MARGINAL = ("alphas_cumprod", "one_minus_alphas_cumprod")  # x_t = sqrt(the one) x_0 + sqrt(the other) eps
+
 
 def make_betas(config: ScheduleConfig) -> Tensor:
     """The forward process's variances beta_t, (T,) float64 in (0, 1).
@@ -35,29 +37,33 @@ def make_betas(config: ScheduleConfig) -> Tensor:
         case "squaredcos_cap_v2":
             f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
             return (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        case "sigmoid":
+        case _:  # sigmoid
             return torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)) * (end - start) + start
-        case other:
-            raise ModelError(f"beta_schedule={other!r} is not supported")
 
 
 class NoiseSchedule:
-    """q(x_{1:T} | x_0) of Eq. 2, its marginals, its posterior, and the variances of the reverse process.
+    """q(x_{1:T} | x_0) of Eq. 2, its marginals, its posterior, and how p(x_{t-1} | x_t) follows from a network.
 
     betas: (T,) in (0, 1). timesteps: (T,) int64, ascending, the t by which the network knows each step; 0..T-1 unless
-    this is a subsequence of a longer schedule. variance_type: which sigma_t^2 the reverse process has.
+    this is a subsequence of a longer schedule. variance_type: which sigma_t^2 the reverse process has, and
+    prediction_type: what the network's output is; both as `ScheduleConfig` lists them.
     All attributes below are (T,) float64 tensors on the CPU:
 
     alphas, alphas_cumprod     alpha_t = 1 - beta_t and its product (Eq. 4); alphas_cumprod_prev starts with 1
     posterior_variance         beta~_t (Eq. 7), 0 at t=0
     posterior_log_variance     its logarithm, the first replaced by the second to stay finite
     posterior_mean_coef_x_0, posterior_mean_coef_x_t       mu~_t = coef_x_0 x_0 + coef_x_t x_t (Eq. 7)
-    log_variance               log sigma_t^2 of p(x_{t-1} | x_t); for fixed_large the first is the posterior's
+    log_betas                  log beta_t, the first replaced by posterior_log_variance's
+    log_variance               log sigma_t^2 of p(x_{t-1} | x_t) where it is not learned: one of the two above
     eps_weight                 beta_t^2 / (2 sigma_t^2 alpha_t (1 - alphas_cumprod_t)), L_{t-1}'s weight (Eq. 12)
     """
 
     def __init__(
-        self, betas: Tensor, timesteps: Tensor | None = None, variance_type: str = ScheduleConfig.variance_type
+        self,
+        betas: Tensor,
+        timesteps: Tensor | None = None,
+        variance_type: str = ScheduleConfig.variance_type,
+        prediction_type: str = ScheduleConfig.prediction_type,
     ) -> None:
         """Raises ValueError if betas are not in (0, 1)."""
         betas = betas.to("cpu", torch.float64)
@@ -66,6 +72,7 @@ class NoiseSchedule:
         self.T = len(betas)
         self.timesteps = torch.arange(self.T) if timesteps is None else timesteps
         self.variance_type = variance_type
+        self.prediction_type = prediction_type
         self.betas = betas
         self.alphas = 1 - betas
         self.alphas_cumprod = torch.cumprod(self.alphas, 0)
@@ -81,9 +88,8 @@ class NoiseSchedule:
         # The posterior at t=0 is a point; nothing is drawn from it, but its logarithm must be finite.
         second = self.posterior_variance[min(1, self.T - 1)].clamp(min=1e-20)
         self.posterior_log_variance = torch.cat([second[None], self.posterior_variance[1:]]).log()
-        self.log_variance = self.posterior_log_variance
-        if variance_type == "fixed_large":
-            self.log_variance = torch.cat([self.posterior_log_variance[:1], betas[1:].log()])
+        self.log_betas = torch.cat([self.posterior_log_variance[:1], betas[1:].log()])
+        self.log_variance = self.log_betas if variance_type == "fixed_large" else self.posterior_log_variance
         self.eps_weight = betas**2 / (2 * self.log_variance.exp() * self.alphas * one_minus)
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
@@ -91,7 +97,7 @@ class NoiseSchedule:
     def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
         """Raises ModelError if the configuration makes no valid betas."""
         try:
-            return cls(make_betas(config), variance_type=config.variance_type)
+            return cls(make_betas(config), None, config.variance_type, config.prediction_type)
         except ValueError as error:
             raise ModelError(f"scheduler config: {error}") from None
 
@@ -108,7 +114,7 @@ class NoiseSchedule:
         index = torch.tensor(steps)
         kept = self.alphas_cumprod[index]
         betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-        return NoiseSchedule(betas, self.timesteps[index], variance_type or self.variance_type)
+        return NoiseSchedule(betas, self.timesteps[index], variance_type or self.variance_type, self.prediction_type)
 
     def spaced(self, n: int, start: int | None = None) -> list[int]:
         """n steps spread evenly over 0..start (default T-1), both ends included, as an ascending list.
@@ -139,9 +145,39 @@ class NoiseSchedule:
             raise ValueError(f"x_0 is {tuple(x_0.shape)} but eps is {tuple(eps.shape)}")
         return self._at("sqrt_alphas_cumprod", t, x_0) * x_0 + self._at("sqrt_one_minus_alphas_cumprod", t, x_0) * eps
 
-    def predict_x_0(self, x_t: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-        """The clean image that x_t would come from if its noise were eps (Eq. 15). Not clipped."""
-        return (x_t - self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * eps) / self._at("sqrt_alphas_cumprod", t, x_t)
+    def predict_x_0(self, x_t: Tensor, t: Tensor | int, output: Tensor) -> Tensor:
+        """The clean image x_0 that a network's output stands for, by `prediction_type`. Not clipped.
+
+        x_t, output: (B, C, H, W). For a network that predicts eps this is Eq. 15.
+        """
+        match self.prediction_type:
+            case "epsilon":
+                noise = self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * output
+                return (x_t - noise) / self._at("sqrt_alphas_cumprod", t, x_t)
+            case "sample":
+                return output
+            case _:  # v_prediction: a rotation of (x_0, eps), taken back
+                abar, one_minus = (self._at(f"sqrt_{name}", t, x_t) for name in _MARGINAL)
+                return abar * x_t - one_minus * output
+
+    def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+        """What the network's output is trained to be, by `prediction_type`: eps (Eq. 14), x_0, or v. Like x_0."""
+        match self.prediction_type:
+            case "epsilon":
+                return eps
+            case "sample":
+                return x_0
+            case _:
+                abar, one_minus = (self._at(f"sqrt_{name}", t, x_0) for name in _MARGINAL)
+                return abar * eps - one_minus * x_0
+
+    def learned_log_variance(self, values: Tensor, t: Tensor | int) -> Tensor:
+        """log sigma_t^2 as a network says it, by `variance_type`. values: its second half of channels, (B, C, H, W)."""
+        if self.variance_type == "learned":
+            return values.clamp(min=1e-20).log()
+        small, large = (self._at(name, t, values) for name in ("posterior_log_variance", "log_betas"))
+        fraction = (values + 1) / 2
+        return fraction * large + (1 - fraction) * small  # Nichol and Dhariwal 2021, Eq. 15
 
     def predict_eps(self, x_t: Tensor, t: Tensor | int, x_0: Tensor) -> Tensor:
         """The noise in x_t if its clean image were x_0: Eq. 15 the other way round."""

@@ -18,6 +18,7 @@ from ddpm_cli.dataset import Batches, Pack
 from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import ModelError, TrainingError
+from ddpm_cli.files import new_directory, write_file
 from ddpm_cli.model import DDPM
 from ddpm_cli.objective import simple_loss
 from ddpm_cli.schedule import NoiseSchedule
@@ -206,7 +207,7 @@ class Trainer:
         path = self.run / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step]
-            images.write_file(path, "".join(f"{line}\n" for line in lines).encode())
+            write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One pass of Algorithm 1's loop, and the average of Section 4. Returns the loss and the gradient's norm."""
@@ -246,7 +247,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "images": self.pack.fingerprint,
         }
-        with checkpoint.new_directory(path) as partial:
+        with new_directory(path) as partial:
             checkpoint.save_model(partial, self.averaged.state_dict(), self.config.unet, self.config.schedule)
             checkpoint.save_training(partial, self.unet, self.optimizer, state)
         checkpoint.prune(self.run, self.config.train.keep)
@@ -262,7 +263,7 @@ class Trainer:
                     return None
                 x_t = step.x_t
         path = self.run / "samples" / f"step-{self.step:08d}.png"
-        images.write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
+        write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
         return path
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:

@@ -27,13 +27,18 @@ def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: f
     return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
 
 
-class TimestepEmbedding(nn.Module):
-    """(B, ch) -> (B, 4 ch): two dense layers with a swish between them."""
+def _emb_dim(config: UNetConfig) -> int:
+    """Channels of the time embedding."""
+    return config.time_embedding_dim or 4 * config.block_out_channels[0]
 
-    def __init__(self, channels: int) -> None:
+
+class TimestepEmbedding(nn.Module):
+    """(B, ch) -> (B, emb_dim): two dense layers with a swish between them."""
+
+    def __init__(self, channels: int, emb_dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(channels, 4 * channels)
-        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+        self.linear_1 = nn.Linear(channels, emb_dim)
+        self.linear_2 = nn.Linear(emb_dim, emb_dim)
 
     def forward(self, emb: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(emb)))  # type: ignore[no-any-return]
@@ -43,23 +48,33 @@ class ResnetBlock(nn.Module):
     """norm, swish, conv, + time, norm, swish, dropout, conv, + input. (B, C_in, H, W) -> (B, C_out, H, W).
 
     With scale_shift the time embedding scales and shifts the second norm instead (Nichol and Dhariwal 2021).
+    resample: "down" halves H and W by averaging, "up" doubles them, before the first convolution and in the shortcut
+    (the residual resampling of Brock et al. 2019).
     """
 
-    def __init__(self, config: UNetConfig, c_in: int, c_out: int, divide_by: float = 1.0) -> None:
+    def __init__(
+        self, config: UNetConfig, c_in: int, c_out: int, divide_by: float = 1.0, resample: str | None = None
+    ) -> None:
         super().__init__()
         self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
         self.divide_by = divide_by
+        self.resample = resample
         self.norm1 = nn.GroupNorm(config.norm_num_groups, c_in, config.norm_eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], c_out * (2 if self.scale_shift else 1))
+        self.time_emb_proj = nn.Linear(_emb_dim(config), c_out * (2 if self.scale_shift else 1))
         self.norm2 = nn.GroupNorm(config.norm_num_groups, c_out, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb: (B or 1, 4 ch), the time embedding after its swish."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        """emb: (B or 1, emb_dim), the time embedding after its swish."""
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = _double(h), _double(x)
+        h = self.conv1(h)
         time = self.time_emb_proj(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
@@ -74,15 +89,19 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the H*W positions, with a norm before and a residual around. Keeps (B, C, H, W)."""
 
-    def __init__(self, config: UNetConfig, channels: int, divide_by: float = 1.0, norm: bool = True) -> None:
+    def __init__(self, config: UNetConfig, level: int, divide_by: float = 1.0, norm_groups: int | None = None) -> None:
+        """norm_groups: 0 for no norm; None for as many groups as elsewhere."""
         super().__init__()
-        self.heads = channels // (config.attention_head_dim or channels)
+        channels, self.head_dim = config.block_out_channels[level], config.head_dims[level]
+        self.heads = channels // self.head_dim
         self.divide_by = divide_by
-        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, config.norm_eps) if norm else None
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])  # diffusers' names
+        groups = config.norm_num_groups if norm_groups is None else norm_groups
+        self.group_norm = nn.GroupNorm(groups, channels, config.norm_eps) if groups else None
+        inner = self.heads * self.head_dim  # fewer than all channels where heads do not divide them
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels), nn.Dropout(0.0)])  # diffusers' names
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -92,9 +111,9 @@ class Attention(nn.Module):
         projections = (self.to_q, self.to_k, self.to_v)
         weight = torch.cat([layer.weight for layer in projections])
         bias = torch.cat([layer.bias for layer in projections])
-        q, k, v = F.linear(h, weight, bias).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, C / heads)
-        h = self.to_out[0](h.transpose(1, 2).reshape(B, H * W, C))
+        q, k, v = F.linear(h, weight, bias).view(B, H * W, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, head_dim)
+        h = self.to_out[0](h.transpose(1, 2).flatten(2))
         h = h.transpose(1, 2).reshape(B, C, H, W) + x
         return h / self.divide_by if self.divide_by != 1 else h  # type: ignore[no-any-return]
 
@@ -107,7 +126,8 @@ class Downsample(nn.Module):
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """emb is not used: a ResnetBlock that resamples, and does use it, can stand in this place."""
         # Padding 0 stands for TensorFlow's SAME: one pixel to the right and one below.
         return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
 
@@ -119,8 +139,13 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """emb is not used, see Downsample."""
+        return self.conv(_double(x))  # type: ignore[no-any-return]
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class DownBlock(nn.Module):
@@ -128,14 +153,17 @@ class DownBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
-        channels = config.block_out_channels
+        channels, kind = config.block_out_channels, config.down_block_types[level]
         c_in, c_out = channels[max(level - 1, 0)], channels[level]
         n = config.layers_per_block
         self.resnets = nn.ModuleList(ResnetBlock(config, c_in if i == 0 else c_out, c_out) for i in range(n))
-        if config.down_block_types[level] == "AttnDownBlock2D":
-            self.attentions = nn.ModuleList(Attention(config, c_out) for _ in range(n))
+        if kind == "AttnDownBlock2D":
+            self.attentions = nn.ModuleList(Attention(config, level) for _ in range(n))
         if level < len(channels) - 1:
-            self.downsamplers = nn.ModuleList([Downsample(c_out, config.downsample_padding)])
+            down: nn.Module = Downsample(c_out, config.downsample_padding)
+            if kind == "ResnetDownsampleBlock2D" or (kind == "AttnDownBlock2D" and config.downsample_type == "resnet"):
+                down = ResnetBlock(config, c_out, c_out, resample="down")
+            self.downsamplers = nn.ModuleList([down])
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
@@ -144,7 +172,7 @@ class DownBlock(nn.Module):
                 h = self.attentions[i](h)
             skips.append(h)
         if hasattr(self, "downsamplers"):
-            h = self.downsamplers[0](h)
+            h = self.downsamplers[0](h, emb)
             skips.append(h)
         return h
 
@@ -157,8 +185,11 @@ class MidBlock(nn.Module):
         channels, divide_by = config.block_out_channels[-1], config.mid_block_scale_factor
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divide_by) for _ in range(2))
         if config.add_attention:
-            norm = config.resnet_time_scale_shift == "default"  # diffusers leaves it out under scale_shift
-            self.attentions = nn.ModuleList([Attention(config, channels, divide_by, norm)])
+            groups = config.attn_norm_num_groups
+            if groups is None and config.resnet_time_scale_shift == "scale_shift":
+                groups = 0  # diffusers leaves the norm out there
+            last = len(config.block_out_channels) - 1
+            self.attentions = nn.ModuleList([Attention(config, last, divide_by, groups)])
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         h = self.resnets[0](h, emb)
@@ -172,7 +203,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, index: int) -> None:
         super().__init__()
-        reverse = config.block_out_channels[::-1]
+        reverse, kind = config.block_out_channels[::-1], config.up_block_types[index]
         c_out, c_below, c_above = reverse[index], reverse[max(index - 1, 0)], reverse[min(index + 1, len(reverse) - 1)]
         n = config.layers_per_block + 1
         c_ins = [c_below if i == 0 else c_out for i in range(n)]
@@ -180,21 +211,27 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(config, c_in + c_skip, c_out) for c_in, c_skip in zip(c_ins, c_skips, strict=True)
         )
-        if config.up_block_types[index] == "AttnUpBlock2D":
-            self.attentions = nn.ModuleList(Attention(config, c_out) for _ in range(n))
+        if kind == "AttnUpBlock2D":
+            self.attentions = nn.ModuleList(Attention(config, len(reverse) - 1 - index) for _ in range(n))
         if index < len(reverse) - 1:
-            self.upsamplers = nn.ModuleList([Upsample(c_out)])
+            up: nn.Module = Upsample(c_out)
+            if kind == "ResnetUpsampleBlock2D" or (kind == "AttnUpBlock2D" and config.upsample_type == "resnet"):
+                up = ResnetBlock(config, c_out, c_out, resample="up")
+            self.upsamplers = nn.ModuleList([up])
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(torch.cat([h, skips.pop()], dim=1), emb)
             if hasattr(self, "attentions"):
                 h = self.attentions[i](h)
-        return self.upsamplers[0](h) if hasattr(self, "upsamplers") else h
+        return self.upsamplers[0](h, emb) if hasattr(self, "upsamplers") else h
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t) of Eq. 11: predicts the noise in x_t."""
+    """eps_theta(x_t, t) of Eq. 11: predicts the noise in x_t, or what else a schedule's `prediction_type` says.
+
+    With config.out_channels = 2 in_channels the second half is what it says of the variance.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -202,7 +239,10 @@ class UNet(nn.Module):
         channels = config.block_out_channels
         levels = range(len(channels))
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0])
+        if config.time_embedding_type == "learned":
+            assert config.num_train_timesteps is not None
+            self.time_proj = nn.Embedding(config.num_train_timesteps, channels[0])
+        self.time_embedding = TimestepEmbedding(channels[0], _emb_dim(config))
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList(UpBlock(config, index) for index in levels)
@@ -231,14 +271,17 @@ class UNet(nn.Module):
         """Predict eps. x_t: (B, C, H, W), H and W multiples of `config.size_multiple`; t: (B,) int64 in [0, T).
 
         t may also be (1,), one step for the whole batch: then the time embedding is computed once, and an image's
-        prediction does not depend on how many others there are. Returns (B, C, H, W) in the dtype of x_t.
+        prediction does not depend on how many others there are. Returns (B, out_channels, H, W) in the dtype of x_t.
         Raises ValueError if t fits neither.
         """
         config = self.config
         if t.shape not in ((1,), (len(x_t),)):
             raise ValueError(f"t must have shape (1,) or ({len(x_t)},), not {tuple(t.shape)}")
         dtype = self.conv_in.weight.dtype
-        emb = timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        if config.time_embedding_type == "learned":
+            emb = self.time_proj(t)
+        else:
+            emb = timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         emb = F.silu(self.time_embedding(emb.to(dtype)))  # every block begins with this swish: once is enough
 
         h = self.conv_in(x_t.to(dtype))

@@ -21,11 +21,11 @@ def load_model(console: Console, address: str | None, device: str, precision: st
     from ddpm_cli.device import describe
     from ddpm_cli.model import DDPM
 
-    folder = hub.resolve(address, quiet=not console.live)
-    model = DDPM.from_pretrained(folder, device, precision, weights)
+    located = hub.resolve(address, quiet=not console.live)
+    model = DDPM.load(located, device, precision, weights)
     channels, height, width = model.shape
     console.note(
-        f"model {folder} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "
+        f"model {located.origin} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "
         f"on {describe(model.device, model.unet.conv_in.weight.dtype)}"
     )
     return model

@@ -74,13 +74,13 @@ def _check_writable(path: Path, output: str) -> None:
 
 def deliver(target: Target, data: bytes, console: Console, **fields: object) -> None:
     """Write the bytes and say where they are."""
-    from ddpm_cli import images
+    from ddpm_cli.files import write_file
 
     if target.path is None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        images.write_file(target.path, data)
+        write_file(target.path, data)
         console.result(str(target.path), output=str(target.path), **fields)
 
 

@@ -54,6 +54,7 @@ def sample(
         console.note("fewer steps than the model was trained with: using the small variance, beta~_t")
 
     from ddpm_cli import images
+    from ddpm_cli.files import write_file
 
     started = time.perf_counter()
     done = 0
@@ -70,7 +71,7 @@ def sample(
             i = 0
             for batch in batches:
                 for image in batch:
-                    images.write_file(target.path / f"{i:06d}.png", images.picture_bytes(images.to_pil(image)))
+                    write_file(target.path / f"{i:06d}.png", images.picture_bytes(images.to_pil(image)))
                     i += 1
         elif target.suffix == ".npz":
             data = images.npz_bytes(batches, n)

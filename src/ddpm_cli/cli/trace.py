@@ -160,10 +160,11 @@ def _picture(kept: list[tuple[int, Tensor, Tensor]], show: str, suffix: str) -> 
 
 def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: str) -> None:
     from ddpm_cli import images
+    from ddpm_cli.files import write_file
 
     assert target.path is not None
     for i, (t, x_t, x_0) in enumerate(kept):
         for row, tile in (("x_t", x_t), ("x_0", x_0)):
             if row in _ROWS[show]:
                 data = images.picture_bytes(images.to_pil(tile[0]))
-                images.write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)
+                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)

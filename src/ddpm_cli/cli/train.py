@@ -187,7 +187,7 @@ def _check(wishes: dict[str, dict[str, Any]]) -> None:
 
 def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
     """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
-    from ddpm_cli import checkpoint
+    from ddpm_cli.files import read_config
 
     exists = (run / "config.json").is_file()
     if resume:
@@ -195,7 +195,7 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
             raise DDPMError(
                 f"--resume: there is no run in {run}", "Leave --resume out to start one, or name it with -o."
             )
-        return checkpoint.read_config(RunConfig, run / "config.json")
+        return read_config(RunConfig, run / "config.json")
     if exists and not force:
         raise DDPMError(
             f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
@@ -275,7 +275,7 @@ def _go_on(trainer: Trainer, force: bool, console: Console) -> None:
 
 def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:
     """Make the run's folder, now that nothing more can be refused."""
-    from ddpm_cli import checkpoint, images
+    from ddpm_cli.files import json_bytes, write_file
 
     if force and not resuming and run.exists():
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
@@ -283,7 +283,7 @@ def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console:
         console.note(f"moved the run that was in {run} to {aside}")
     run.mkdir(parents=True, exist_ok=True)
     (run / "metrics.jsonl").touch()
-    images.write_file(run / "config.json", checkpoint.json_bytes(config.to_dict()))
+    write_file(run / "config.json", json_bytes(config.to_dict()))
 
 
 def _header(

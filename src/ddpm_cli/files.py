@@ -1,0 +1,124 @@
+"""Files and folders that are there whole or not at all, and reading them with errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ddpm_cli.errors import DataError, ModelError
+
+__all__ = ["json_bytes", "load_tensors", "new_directory", "read_config", "read_json", "write_file"]
+
+
+class _FromDict(Protocol):
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self: ...
+
+
+_Config = TypeVar("_Config", bound=_FromDict)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside, then renamed into place. Makes its folder. Raises DataError."""
+    partial = None
+    try:
+        path = path.resolve()  # a link is written through
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".ddpm-{secrets.token_hex(8)}")  # known before it exists: Ctrl-C may come at any time
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)  # gone already if all went well
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A folder to fill, that gets its name `path` when the block ends well, and is removed when it does not.
+
+    So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
+    aside when the new one is complete, and then removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before going on: a rename must not outrun them."""
+    with contextlib.suppress(PermissionError):  # folders cannot be opened on every system
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """JSON for people to read."""
+    return json.dumps(values, indent=2).encode() + b"\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ModelError, naming the file, if it is missing or no JSON object."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return values
+
+
+def read_config(kind: type[_Config], path: Path) -> _Config:
+    """A configuration from its JSON file. Raises ModelError, naming the file, if it cannot be honoured."""
+    try:
+        return kind.from_dict(read_json(path))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from None
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # values of another kind than they should be
+        raise ModelError(f"{path}: is damaged ({error})") from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ModelError, naming it, if it cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None

@@ -1,0 +1,176 @@
+"""A Hugging Face Hub on 127.0.0.1: its HTTP interface as far as models are looked up, downloaded and uploaded.
+
+huggingface_hub reads its environment once, when it is imported; so importing this module, before that one, points the
+whole test session at this server, with a home of its own and nobody's token.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+__all__ = ["URL", "Hub", "Repo", "serve"]
+
+
+def git_sha(data: bytes) -> str:
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+@dataclass
+class Repo:
+    files: dict[str, bytes] = field(default_factory=dict)
+    private: bool = False
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1("".join(git_sha(data) for data in self.files.values()).encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    """What the server has, what goes wrong with it, and what it was asked.
+
+    faults: file name -> 500, "drop" (the connection, in the middle), "drop once", "short" (fewer bytes than announced,
+    and the announcement changed), "flip" (one bit), 404; the key "" is for the information about a repository.
+    """
+
+    repos: dict[str, Repo] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    read_only: bool = False
+    faults: dict[str, object] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)  # "GET /path"
+    tokens: set[str] = field(default_factory=set)  # that were sent
+    uploads: dict[str, bytes] = field(default_factory=dict)  # LFS, by their SHA-256
+
+    def add(self, name: str, folder: Path) -> None:
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        self.repos[name] = Repo({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+    def downloaded(self) -> set[str]:
+        """Names of the files whose contents were asked for."""
+        marked = [request for request in self.requests if request.startswith("GET ") and "/resolve/" in request]
+        return {request.partition("/resolve/")[2].partition("/")[2] for request in marked}
+
+
+def is_lfs(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin", ".png"))
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, code: int, body: bytes | dict | list = b"", **headers: str) -> None:
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            headers["Content_Type"] = "application/json"
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", headers.get("Content_Length", str(len(body))))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        self.hub.requests.append(f"{self.command} {path}")
+        if token := self.headers.get("Authorization"):
+            self.hub.tokens.add(token)
+        words = path.strip("/").split("/")
+        if words[:2] == ["api", "models"]:
+            self.information("/".join(words[2:4]), words[4:])
+        elif "resolve" in words[2:3]:
+            self.contents("/".join(words[:2]), words[3], "/".join(words[4:]))
+        elif words[:2] == ["api", "whoami-v2"]:
+            self.answer(200, {"name": "me", "type": "user", "orgs": []})
+        else:
+            self.answer(404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def information(self, name: str, rest: list[str]) -> None:
+        repo = self.hub.repos.get(name)
+        if fault := self.hub.faults.get(""):
+            self.answer(int(fault))
+        elif repo is None:
+            self.answer(401, X_Error_Code="RepoNotFound")
+        elif rest[:1] == ["tree"]:
+            self.answer(200, [self.entry(path, data) for path, data in repo.files.items()])
+        elif rest[:1] == ["revision"] and rest[1] not in ("main", "v1", repo.sha):
+            self.answer(404, X_Error_Code="RevisionNotFound")
+        else:
+            siblings = [{"rfilename": path} | self.entry(path, data) for path, data in repo.files.items()]
+            self.answer(200, {"id": name, "sha": repo.sha, "siblings": siblings, "private": repo.private})
+
+    def entry(self, path: str, data: bytes) -> dict:
+        found = {"type": "file", "path": path, "size": len(data), "oid": git_sha(data), "blobId": git_sha(data)}
+        if is_lfs(path):
+            sha = hashlib.sha256(data).hexdigest()
+            found["lfs"] = {"oid": sha, "sha256": sha, "size": len(data), "pointerSize": 130}
+        return found
+
+    def contents(self, name: str, revision: str, path: str) -> None:
+        repo = self.hub.repos[name]
+        fault = self.hub.faults.get(path)
+        if name in self.hub.gated:
+            return self.answer(403, X_Error_Code="GatedRepo")
+        if fault == 404 or path not in repo.files:
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        if isinstance(fault, int):
+            return self.answer(fault)
+        data = repo.files[path]
+        etag = hashlib.sha256(data).hexdigest() if is_lfs(path) else git_sha(data)
+        headers = {"X_Repo_Commit": repo.sha, "ETag": f'"{etag}"', "Accept_Ranges": "bytes"}
+        if self.command == "HEAD":
+            return self.answer(200, b"", **headers, Content_Length=str(len(data)))
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if fault == "flip":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        elif fault == "short":
+            data = data[: len(data) // 2]
+        whole, data = len(data), data[start:]
+        if fault in ("drop", "drop once"):
+            if fault == "drop once":
+                del self.hub.faults[path]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return None
+        if start:
+            return self.answer(206, data, **headers, Content_Range=f"bytes {start}-{whole - 1}/{whole}")
+        return self.answer(200, data, **headers)
+
+
+SERVER = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+SERVER.daemon_threads = True
+HOME = tempfile.TemporaryDirectory()
+URL = f"http://127.0.0.1:{SERVER.server_port}"
+os.environ |= {"HF_ENDPOINT": URL, "HF_HOME": HOME.name, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(variable, None)
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A Hub without repositories, at URL."""
+    Handler.hub = Hub()
+    thread = threading.Thread(target=SERVER.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield Handler.hub
+    finally:
+        SERVER.shutdown()
+        thread.join()
