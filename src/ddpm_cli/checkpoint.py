@@ -19,13 +19,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card
 from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
-from ddpm_cli.files import json_bytes, load_tensors, read_json
+from ddpm_cli.files import json_bytes, load_tensors, read_json, write_file
 from ddpm_cli.pretrained import WEIGHTS
 
 __all__ = [
     "Checkpoint",
+    "add_preview",
     "checkpoints",
     "is_only_a_model",
     "is_run",
@@ -44,8 +46,18 @@ _INDEX = {
 }
 
 
-def save_model(folder: Path, weights: Mapping[str, Tensor], unet: UNetConfig, schedule: ScheduleConfig) -> None:
-    """Fill an existing, empty folder with a diffusers pipeline. weights: a UNet's state dict; saved as float32."""
+def save_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    unet: UNetConfig,
+    schedule: ScheduleConfig,
+    recipe: Mapping[str, Any] | None = None,
+    preview: bytes | None = None,
+) -> None:
+    """Fill an existing, empty folder with a diffusers pipeline and a model card, ready for the Hub.
+
+    weights: a UNet's state dict; saved as float32. recipe: see `about.recipe`. preview: a grid of samples, as PNG.
+    """
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
     (folder / "model_index.json").write_bytes(json_bytes(_INDEX))
@@ -53,11 +65,25 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], unet: UNetConfig, sc
     (folder / "scheduler" / "scheduler_config.json").write_bytes(json_bytes(schedule.to_dict()))
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
     save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    if recipe:
+        (folder / RECIPE).write_bytes(json_bytes(recipe))
+    if preview:
+        (folder / PREVIEW).write_bytes(preview)
+    (folder / CARD).write_text(model_card(facts(unet, schedule), recipe, preview is not None))
+
+
+def add_preview(
+    folder: Path, unet: UNetConfig, schedule: ScheduleConfig, recipe: Mapping[str, Any], preview: bytes
+) -> None:
+    """Put a grid of samples that was drawn later into a model's folder, and onto its card."""
+    write_file(folder / PREVIEW, preview)
+    write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode())
 
 
 def is_only_a_model(folder: Path) -> bool:
     """Whether a folder holds nothing but what `save_model` writes, or nothing at all."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model_index.json", "unet", "scheduler"}
+    ours = {"model_index.json", "unet", "scheduler", CARD, PREVIEW, RECIPE}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= ours
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ class UNetConfig(_Strict):
         levels = len(self.block_out_channels)
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ModelError("block_out_channels, down_block_types and up_block_types must have the same length")
-        for kinds, known in ((self.down_block_types, self._DOWN_BLOCKS), (self.up_block_types, self._UP_BLOCKS)):
-            for kind in kinds:
+        for blocks, known in ((self.down_block_types, self._DOWN_BLOCKS), (self.up_block_types, self._UP_BLOCKS)):
+            for kind in blocks:
                 if kind not in known:
                     raise ModelError(f"U-Net block type {kind!r} is not supported", _why_not(kind))
         if self.in_channels not in (1, 3):
@@ -143,10 +143,13 @@ class UNetConfig(_Strict):
                 raise ModelError(f"{key}={value!r} is not supported", _why_not(value))
         if self.time_embedding_type == "learned" and not self.num_train_timesteps:
             raise ModelError("time_embedding_type='learned' needs num_train_timesteps")
-        for channels, head_dim in zip(self.block_out_channels, self.head_dims, strict=True):
+        pairs = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        attends = ["Attn" in down + up for down, up in pairs]
+        attends[-1] |= self.add_attention
+        for channels, head_dim, attention in zip(self.block_out_channels, self.head_dims, attends, strict=True):
             if channels % self.norm_num_groups:
                 raise ModelError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
-            if not 0 < head_dim <= channels:
+            if attention and not 0 < head_dim <= channels:
                 raise ModelError(f"attention heads of {head_dim} channels do not fit into {channels}")
 
     @property
@@ -337,10 +340,11 @@ class RunConfig(_Strict):
     train: TrainConfig
     unet: UNetConfig
     schedule: ScheduleConfig
+    base: str | None = None  # the model whose weights it started from, by its address
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).to_dict() for name in ("data", "train", "unet", "schedule")}
-        return {"version": self.version, "preset": self.preset} | parts
+        return {"version": self.version, "preset": self.preset, "base": self.base} | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

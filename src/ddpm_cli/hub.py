@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ddpm_cli import checkpoint
+from ddpm_cli.about import CARD, RECIPE
 from ddpm_cli.errors import ModelError
 from ddpm_cli.pretrained import ModelFiles, read_configs
 
@@ -149,8 +150,9 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
             raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = ModelFiles.among(sizes)
+        about = [] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
         disable_progress_bars()  # for files of a few hundred bytes
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files.small))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
         _verify(folder, files.small)
         read_configs(folder, files)  # before many megabytes are fetched for a model that cannot be run
         if not quiet:

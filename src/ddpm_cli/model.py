@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_cli import checkpoint, hub, images
+from ddpm_cli.about import trained
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.device import ImageNoise, memory_format, pick_device, pick_dtype, place
 from ddpm_cli.errors import ModelError
@@ -25,9 +27,17 @@ class DDPM:
     """unet: on its device, in its precision. schedule: the one it was trained with. shape: (C, H, W) of its images."""
 
     def __init__(
-        self, unet: UNet, schedule_config: ScheduleConfig, weights: Mapping[str, Tensor] | None = None
+        self,
+        unet: UNet,
+        schedule_config: ScheduleConfig,
+        weights: Mapping[str, Tensor] | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        """weights: what `save_pretrained` writes, for a U-Net that was cast to a lower precision."""
+        """weights: what `save_pretrained` writes, for a U-Net that was cast to a lower precision.
+
+        recipe: how it was trained, see `about.recipe`.
+        """
+        self.recipe = recipe
         self.unet = unet
         self._weights = weights or unet.state_dict()
         self.schedule_config = schedule_config
@@ -54,7 +64,7 @@ class DDPM:
         dtype = pick_dtype(precision, where)
         unet, schedule = load_model(located.folder, located.files, weights)
         original = unet.state_dict()
-        return cls(place(unet, where, dtype), schedule, original)
+        return cls(place(unet, where, dtype), schedule, original, trained(located.folder)[0])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline directory, in float32. A model that is there is replaced.
@@ -65,7 +75,7 @@ class DDPM:
         if path.exists() and not checkpoint.is_only_a_model(path):
             raise ModelError(f"{path}: exists and is not just a model", "Name a new folder.")
         with new_directory(path) as partial:
-            checkpoint.save_model(partial, self._weights, self.unet.config, self.schedule_config)
+            checkpoint.save_model(partial, self._weights, self.unet.config, self.schedule_config, self.recipe)
 
     def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
         if len(x_t) == 1 and x_t.device.type == "cpu":

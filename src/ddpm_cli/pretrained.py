@@ -7,6 +7,7 @@ setting that we cannot honour, a tensor too many or too few, is an error that na
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -186,12 +187,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way; weights_only keeps it from running code
-        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # a zip with one in it, today; a bare one, formerly
+        if is_pickle and isinstance(error, pickle.UnpicklingError):
             raise ModelError(
                 f"{path}: holds more than tensors, and reading it could run code; refused",
                 "Take the .safetensors of this model, or ask whoever made it for one.",
             ) from None
-        raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelError(f"{path}: holds no state dict of tensors")
     return tensors

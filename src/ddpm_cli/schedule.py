@@ -53,8 +53,9 @@ class NoiseSchedule:
     posterior_variance         beta~_t (Eq. 7), 0 at t=0
     posterior_log_variance     its logarithm, the first replaced by the second to stay finite
     posterior_mean_coef_x_0, posterior_mean_coef_x_t       mu~_t = coef_x_0 x_0 + coef_x_t x_t (Eq. 7)
-    log_betas                  log beta_t, the first replaced by posterior_log_variance's
-    log_variance               log sigma_t^2 of p(x_{t-1} | x_t) where it is not learned: one of the two above
+    log_betas                  log beta_t
+    log_variance               log sigma_t^2 of p(x_{t-1} | x_t) unless it is learned: one of the two above, but the
+                               first always the posterior's
     eps_weight                 beta_t^2 / (2 sigma_t^2 alpha_t (1 - alphas_cumprod_t)), L_{t-1}'s weight (Eq. 12)
     """
 
@@ -88,8 +89,10 @@ class NoiseSchedule:
         # The posterior at t=0 is a point; nothing is drawn from it, but its logarithm must be finite.
         second = self.posterior_variance[min(1, self.T - 1)].clamp(min=1e-20)
         self.posterior_log_variance = torch.cat([second[None], self.posterior_variance[1:]]).log()
-        self.log_betas = torch.cat([self.posterior_log_variance[:1], betas[1:].log()])
-        self.log_variance = self.log_betas if variance_type == "fixed_large" else self.posterior_log_variance
+        self.log_betas = betas.log()
+        self.log_variance = self.posterior_log_variance
+        if variance_type == "fixed_large":
+            self.log_variance = torch.cat([self.posterior_log_variance[:1], self.log_betas[1:]])
         self.eps_weight = betas**2 / (2 * self.log_variance.exp() * self.alphas * one_minus)
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_cli import checkpoint, images
+from ddpm_cli.about import recipe
 from ddpm_cli.config import RunConfig
 from ddpm_cli.dataset import Batches, Pack
 from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
@@ -247,11 +249,19 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "images": self.pack.fingerprint,
         }
+        config = self.config
+        previews = sorted((self.run / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))
+        preview = previews[-1].read_bytes() if previews else None
         with new_directory(path) as partial:
-            checkpoint.save_model(partial, self.averaged.state_dict(), self.config.unet, self.config.schedule)
+            checkpoint.save_model(
+                partial, self.averaged.state_dict(), config.unet, config.schedule, self._recipe(), preview
+            )
             checkpoint.save_training(partial, self.unet, self.optimizer, state)
         checkpoint.prune(self.run, self.config.train.keep)
         return path
+
+    def _recipe(self) -> dict[str, Any]:
+        return recipe(self.config, Path(self.config.data.images).name, len(self.pack), self.step)
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Path | None:
         """Draw a grid of samples, from the same noise every time. Returns None if it was asked to stop before."""
@@ -265,6 +275,13 @@ class Trainer:
         path = self.run / "samples" / f"step-{self.step:08d}.png"
         write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
         return path
+
+    def _add_to_checkpoint(self, preview: Path) -> None:
+        """Show a preview on the card of the checkpoint of this step, which was saved before it was drawn."""
+        folder = self.run / "checkpoints" / f"step-{self.step:08d}"
+        if folder.is_dir():
+            config = self.config
+            checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(), preview.read_bytes())
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, writing metrics, previews and checkpoints on the way.
@@ -301,6 +318,7 @@ class Trainer:
                 if done or self.step % settings.sample_every == 0:
                     yield Previewing(self.step)
                     if path := self.preview(should_stop):
+                        self._add_to_checkpoint(path)
                         yield Saved(self.step, path)
         if self.step > saved_step:
             window.check()

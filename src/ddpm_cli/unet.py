@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_cli.config import UNetConfig
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "timestep_embedding"]
 
 
 def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:

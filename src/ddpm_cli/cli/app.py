@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ddpm_cli import __version__
-from ddpm_cli.cli import noise, sample, trace, train
+from ddpm_cli.cli import convert, info, noise, sample, trace, train
 from ddpm_cli.cli.console import print_error
 from ddpm_cli.errors import DDPMError
 
@@ -45,6 +45,9 @@ app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("noise")(noise.noise)
 app.command("denoise-trace")(trace.denoise_trace)
+app.command("info")(info.info)
+# Names of options may be written with _ too, as improved-diffusion's flags are.
+app.command("convert", context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})(convert.convert)
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -67,7 +70,7 @@ def _explain(error: Exception, arguments: list[str]) -> int:
             print_error(error.message, error.hint)
             return error.exit_code
         case typer.TyperException():
-            command = next((a for a in arguments if a in ("train", "sample", "noise", "denoise-trace")), None)
+            command = next((a for a in arguments if a in _COMMANDS), None)
             print_error(error.format_message(), f"ddpm {command} -h" if command else "ddpm -h")
             return error.exit_code
         case typer.Abort():
@@ -86,4 +89,5 @@ def _explain(error: Exception, arguments: list[str]) -> int:
     return 1
 
 
+_COMMANDS = [command.name for command in app.registered_commands]
 _MEMORY_HINT = "Use a smaller --batch-size, or a smaller --size or --preset for a new model."

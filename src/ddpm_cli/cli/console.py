@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Console", "print_error"]
+__all__ = ["Console", "aligned", "print_error"]
 
 _SCHEMA = 1  # of the JSON objects; grows when a field changes its meaning
 
@@ -38,6 +38,12 @@ def print_error(message: str, hint: str | None = None) -> None:
         console.print(hint)
 
 
+def aligned(rows: Mapping[str, str]) -> list[str]:
+    """Rows of two columns, the first as wide as its widest entry."""
+    width = max(map(len, rows), default=0)
+    return [f"{key:{width}}  {value}" for key, value in rows.items()]
+
+
 class Console:
     """What a command says. as_json: its result is a JSON object. quiet: it says nothing but that, and errors."""
 
@@ -54,6 +60,11 @@ class Console:
 
     def warn(self, text: str) -> None:
         self.note(f"Note: {text}", style="yellow")
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """Notes in two columns."""
+        for line in aligned(rows):
+            self.note(f"  {line}")
 
     def result(self, text: str, **fields: Any) -> None:
         """The one line on stdout: `text`, or the fields as JSON."""

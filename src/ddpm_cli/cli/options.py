@@ -20,8 +20,10 @@ __all__ = [
     "SamplerSteps",
     "Seed",
     "Weights",
+    "parse_bool",
     "parse_channels",
     "parse_count",
+    "parse_sizes",
     "parse_ts",
 ]
 
@@ -50,6 +52,19 @@ def parse_ts(text: str) -> list[int]:
             f"--t {text}: not a timestep, nor several with commas between", "Write 500, or 0,250,500,1000."
         )
     return ts
+
+
+def parse_bool(text: str) -> bool:
+    """True or False as a value, as improved-diffusion's flags have it."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise typer.BadParameter(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Numbers of pixels with commas between, largest first."""
+    return tuple(sorted((parse_count(part) for part in text.split(",")), reverse=True))
 
 
 def parse_channels(text: str) -> int:

@@ -1,0 +1,54 @@
+"""`ddpm info`: what a model is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console, aligned
+
+__all__ = ["info"]
+
+
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            envvar="DDPM_MODEL",
+            help="A run, a model directory, a file of weights, org/name[@revision] or a URL on the Hugging Face Hub. "
+            "Default: the newest run in ./runs.",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Say what a model is: its images, network, schedule, variance, and how it was trained if it says so.
+
+    Of a model on the Hub only the configuration is downloaded.
+    """
+    console = Console("info", as_json, quiet)
+    from ddpm_cli import about, hub
+    from ddpm_cli.pretrained import read_configs
+
+    located = hub.resolve(model, quiet=not console.live, weights=False)
+    unet, schedule = read_configs(located.folder, located.files)
+    facts = about.facts(unet, schedule)
+    recipe, card = about.trained(located.folder)
+    weights = [name.rpartition("/")[2] for name in located.files.weights]
+    fields: dict[str, Any] = {
+        "model": located.origin,
+        "folder": str(located.folder),
+        "weights": weights,
+        "weight_bytes": located.weight_bytes,
+    }
+    if as_json:
+        console.result("", **fields, **facts, trained=recipe or card or None)
+        return
+    size = f"{located.weight_bytes / 1e6:.1f} MB"
+    some = weights[0] if len(weights) == 1 else f"{len(weights)} shards"
+    rows = {"model": located.origin} | about.words(facts) | {"weights": f"{some}, {size}" if weights else "none"}
+    rows |= about.recipe_in_words(recipe) if recipe else card
+    console.result("\n".join(aligned(rows)))
