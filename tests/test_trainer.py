@@ -13,7 +13,7 @@ from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
 from ddpm_cli.dataset import Source, open_pack
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import TrainingError
-from ddpm_cli.objective import simple_loss
+from ddpm_cli.objective import training_loss
 from ddpm_cli.plan import plan_run
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.trainer import Finished, Previewing, Progress, Saved, Trainer
@@ -49,7 +49,7 @@ def weights_in(run) -> list[bytes]:
     return [path.read_bytes() for path in sorted(newest.rglob("*.safetensors"))]
 
 
-def test_simple_loss_is_equation_14():
+def test_the_loss_is_equation_14():
     schedule = NoiseSchedule.from_config(ScheduleConfig())
     x_0, eps = torch.rand(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
     t = torch.tensor([0, 10, 500, 999])
@@ -59,9 +59,9 @@ def test_simple_loss_is_equation_14():
         seen["x_t"] = x_t
         return torch.zeros_like(x_t)
 
-    assert simple_loss(unet, schedule, x_0, t, eps).item() == pytest.approx((eps**2).mean().item(), rel=1e-6)
+    assert training_loss(unet, schedule, x_0, t, eps).item() == pytest.approx((eps**2).mean().item(), rel=1e-6)
     torch.testing.assert_close(seen["x_t"], schedule.q_sample(x_0, t, eps))
-    assert simple_loss(lambda x_t, t: eps, schedule, x_0, t, eps).item() == 0
+    assert training_loss(lambda x_t, t: eps, schedule, x_0, t, eps).item() == 0
 
 
 def test_ema_warms_up_to_its_decay():

@@ -102,11 +102,19 @@ def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, An
     return {
         "version": config.version,
         "preset": config.preset,
-        "base": config.base,
+        "base": _published(config.base),
         "step": step,
         "images": {"name": name, "count": images} | data,
         "train": config.train.to_dict(),
     }
+
+
+def _published(base: str | None) -> str | None:
+    """A model's address without the folders of the machine: org/name@commit as it is, a run's `cats, step-00010000`."""
+    if base is None or not Path(base).is_absolute():
+        return base
+    *_, run, checkpoints, name = ("", "", *Path(base).parts)
+    return f"{run}, {name}" if checkpoints == "checkpoints" else name
 
 
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
@@ -189,7 +197,7 @@ def model_card(
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         *(f"- {tag}" for tag in ("ddpm", "diffusion", "unconditional-image-generation", "ddpm-cli")),
-        *([f"base_model: {json.dumps(base.split('@')[0])}"] if base and "/" in base and base[0] not in "/.~" else []),
+        *([f"base_model: {json.dumps(base.split('@')[0])}"] if base and "/" in base else []),
     ]
     parts = [
         "\n".join(["---", *metadata, "---"]),

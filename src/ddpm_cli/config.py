@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ddpm_cli.errors import ModelError, UsageError
 
-__all__ = ["PRESETS", "DataConfig", "Preset", "RunConfig", "ScheduleConfig", "TrainConfig", "UNetConfig"]
+__all__ = ["FINE_TUNING", "PRESETS", "DataConfig", "Preset", "RunConfig", "ScheduleConfig", "TrainConfig", "UNetConfig"]
 
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
@@ -412,6 +412,10 @@ class Preset:
         """The paper's schedule: T=1000, betas linear from 1e-4 to 0.02."""
         return ScheduleConfig(variance_type=self.variance_type)
 
+
+# How training goes on from the weights of another model, whose architecture it keeps: a shorter run, at a rate that
+# does not undo them, with batches as in the preset of its size.
+FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "every": 1000}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(

@@ -26,11 +26,12 @@ _OTHER_FORMATS = (".ckpt", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was found. files: relative to folder. origin: what to call it: a path, or org/name@commit."""
+    """A model that was found. files: relative to folder. origin: what to call it. address: finds it again."""
 
     folder: Path
     files: ModelFiles
     origin: str
+    address: str
     weight_bytes: int  # size of the weights, also where they were not downloaded
 
     @property
@@ -104,12 +105,12 @@ def _beside(path: Path) -> Located:
     if "config.json" not in names:
         raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
     files = ModelFiles.among(names | ({outside} if (folder / outside).is_file() else set()), weights=path.name)
-    return _located(folder, files, origin=str(path))
+    return _located(folder, files, str(path), str(path.resolve()))
 
 
-def _located(folder: Path, files: ModelFiles, origin: str | None = None) -> Located:
+def _located(folder: Path, files: ModelFiles, origin: str | None = None, address: str | None = None) -> Located:
     size = sum((folder / name).stat().st_size for name in files.weights)
-    return Located(folder, files, origin or str(folder), size)
+    return Located(folder, files, origin or str(folder), address or str(folder.resolve()), size)
 
 
 def _newest_run(runs: Path) -> Path:
@@ -186,7 +187,8 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
             f"{name}: could not be fetched from the Hugging Face Hub ({reason})",
             "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept.",
         ) from None
-    return Located(folder, files, f"{name}@{folder.name[:7]}", sum(sizes[file] for file in files.weights))
+    size = sum(sizes[file] for file in files.weights)
+    return Located(folder, files, f"{name}@{folder.name[:7]}", f"{name}@{folder.name}", size)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli.schedule import NoiseSchedule
 
-__all__ = ["simple_loss"]
+__all__ = ["bound_term", "discretized_log_likelihood", "gaussian_kl", "training_loss"]
+
+LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Section 3.1)
 
 
-def simple_loss(
+def training_loss(
     unet: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor
 ) -> Tensor:
     """L_simple = E ||eps - eps_theta(x_t, t)||^2, as a mean over everything (Eq. 14; lines 5 of Algorithm 1).
 
+    For a network that predicts x_0 or v, the same of that. If it says the variance too, L_hybrid = L_simple +
+    0.001 L_vlb, in which the bound teaches the variance alone (Nichol and Dhariwal 2021, Eq. 16).
+
     x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T). Returns a float32 scalar: 1 for a network that
-    predicts nothing, near 0.03 for a good one on photographs.
+    predicts no noise at all, near 0.03 for a good one on photographs.
     """
-    return F.mse_loss(unet(schedule.q_sample(x_0, t, eps), t).float(), eps)
+    x_t = schedule.q_sample(x_0, t, eps)
+    output = unet(x_t, t).float()
+    channels = x_0.shape[1]
+    prediction = output[:, :channels]
+    loss = F.mse_loss(prediction, schedule.target(x_0, t, eps))
+    if output.shape[1] > channels:
+        log_variance = schedule.learned_log_variance(output[:, channels:], t)
+        mean = schedule.posterior_mean(schedule.predict_x_0(x_t, t, prediction.detach()), x_t, t)
+        # t is drawn evenly, so T times a term is on average the sum over t that L_vlb is (in bits, as in their code).
+        loss = loss + LAMBDA * schedule.T * bound_term(schedule, x_0, x_t, t, mean, log_variance).mean() / math.log(2)
+    return loss
+
+
+def bound_term(
+    schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, log_variance: Tensor
+) -> Tensor:
+    """One term of the bound (Eq. 5): L_{t-1} for t > 0 in code, L_0 for t = 0. (B,), in nats per dimension.
+
+    mean, log_variance: of p(x_{t-1} | x_t), like x_0.
+    """
+    true_mean = schedule.posterior_mean(x_0, x_t, t)
+    true_log_variance = schedule.posterior_log_variance.to(x_0)[t].view(-1, 1, 1, 1)
+    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
+    decoder = -discretized_log_likelihood(x_0, mean, 0.5 * log_variance).flatten(1).mean(1)
+    return torch.where(t == 0, decoder, kl)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(other_mean, other_variance)), elementwise, in nats."""
+    difference = log_variance - other_log_variance
+    return 0.5 * (difference.exp() - 1 - difference + (mean - other_mean) ** 2 * (-other_log_variance).exp())
+
+
+def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    """log p(x_0 | x_1) of 8-bit images: the Gaussian's mass on each one's interval of 2/255 (Eq. 13), in nats.
+
+    x_0: in [-1, 1], at the 256 values k / 127.5 - 1; the outermost intervals reach to infinity. Elementwise.
+    """
+    centred, inverse = x_0 - mean, (-log_sigma).exp()
+    above, below = (inverse * (centred + half) for half in (1 / 255, -1 / 255))
+    # The interval is taken on the lower side of the mean, where the difference of two small numbers is exact.
+    far, near = (inverse * (half - centred.abs()) for half in (-1 / 255, 1 / 255))
+    inside = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp(min=1e-12).log()
+    lowest, highest = torch.special.log_ndtr(above), torch.special.log_ndtr(-below)
+    return torch.where(x_0 < -0.999, lowest, torch.where(x_0 > 0.999, highest, inside))

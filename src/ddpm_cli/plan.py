@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddpm_cli import __version__
-from ddpm_cli.config import PRESETS, DataConfig, Preset, RunConfig, TrainConfig
+from ddpm_cli.config import (
+    FINE_TUNING,
+    PRESETS,
+    DataConfig,
+    Preset,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from ddpm_cli.dataset import Survey
 from ddpm_cli.errors import UsageError
 
-__all__ = ["plan_run"]
+__all__ = ["Base", "plan_run"]
 
 _SIZES = (32, 64, 128, 256)
 _TINY_SIZE = 32  # the largest that two processor cores train in minutes
@@ -41,6 +51,34 @@ def _pick_size(preset: Preset, named: bool, survey: Survey) -> int:
     return _standard_size(min(survey.median_side, largest))
 
 
+class Base(NamedTuple):
+    """A model to go on from. address: by which it is found again."""
+
+    address: str
+    unet: UNetConfig
+    schedule: ScheduleConfig
+
+
+def _recipe_for(base: Base, preset: str, on_gpu: bool) -> Preset:
+    """The batches of the preset that has this model's size, and the rates of fine-tuning."""
+    if preset != "auto":
+        raise UsageError(f"--preset {preset}: --from brings the network already", "Leave one of the two out.")
+    return replace(_pick_preset("auto", base.unet.sample_size, on_gpu)[1], **FINE_TUNING)
+
+
+def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, int]:
+    """The size and the channels of the images. The network is convolutional: it takes other sizes than its own too."""
+    multiple = base.unet.size_multiple
+    if size is not None and size % multiple:
+        raise UsageError(
+            f"--size {size} is not a multiple of {multiple}, which the model of --from needs",
+            f"It was trained at --size {base.unet.sample_size}.",
+        )
+    if channels not in (None, base.unet.in_channels):
+        raise UsageError(f"--channels {channels}: the model of --from has {base.unet.in_channels}")
+    return size or base.unet.sample_size, base.unet.in_channels
+
+
 def plan_run(
     survey: Survey,
     images: Path,
@@ -53,15 +91,23 @@ def plan_run(
     sample_every: int | None = None,
     data: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    base: Base | None = None,
 ) -> RunConfig:
     """Choose what was not asked for.
 
     Without a GPU the preset is tiny; with one, the smallest that holds the images' size. data, train: further fields
-    of DataConfig and TrainConfig that were asked for. Raises UsageError if the wishes do not go together.
+    of DataConfig and TrainConfig that were asked for. base: a model to go on from, which brings the architecture, the
+    schedule, the size and the channels. Raises UsageError if the wishes do not go together.
     """
-    name, recipe = _pick_preset(preset, size or _standard_size(survey.median_side), on_gpu)
-    size = size or _pick_size(recipe, preset != "auto", survey)
-    channels = channels or survey.channels
+    if base:
+        name, recipe = "fine-tuning", _recipe_for(base, preset, on_gpu)
+        size, channels = _fit_to(base, size, channels)
+        unet, schedule = replace(base.unet, sample_size=size), base.schedule
+    else:
+        name, recipe = _pick_preset(preset, size or _standard_size(survey.median_side), on_gpu)
+        size = size or _pick_size(recipe, preset != "auto", survey)
+        channels = channels or survey.channels
+        unet, schedule = recipe.unet(size, channels), recipe.schedule()
     steps = steps or recipe.steps
     # Some checkpoints and previews in every run, also in one much shorter than the recipe's.
     every = max(1, min(recipe.every, steps // 4))
@@ -78,6 +124,7 @@ def plan_run(
             log_every=max(1, min(100, every // 5)),
             **settings,
         ),
-        unet=recipe.unet(size, channels),
-        schedule=recipe.schedule(),
+        unet=unet,
+        schedule=schedule,
+        base=base.address if base else None,
     )

@@ -22,7 +22,7 @@ from ddpm_cli.ema import EMA
 from ddpm_cli.errors import ModelError, TrainingError
 from ddpm_cli.files import new_directory, write_file
 from ddpm_cli.model import DDPM
-from ddpm_cli.objective import simple_loss
+from ddpm_cli.objective import training_loss
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
@@ -154,8 +154,19 @@ class _Window:
 class Trainer:
     """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone."""
 
-    def __init__(self, run: Path, config: RunConfig, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
-        """Start from fresh weights. dtype: of the matrix products; weights, averages and the optimiser are float32."""
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        pack: Pack,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start from the weights of a model, or from fresh ones.
+
+        dtype: of the matrix products; weights, averages and the optimiser are float32.
+        """
         self.run = run
         self.config = config
         self.pack = pack
@@ -168,7 +179,10 @@ class Trainer:
 
         seed_everything(config.train.seed, -1)  # the step before the first
         unet = UNet(config.unet)
-        unet.reset_parameters()
+        if weights is None:
+            unet.reset_parameters()
+        else:
+            unet.load_state_dict(weights)
         self.unet = place(unet, device).train()
         averaged = UNet(config.unet)
         averaged.load_state_dict(unet.state_dict())
@@ -226,7 +240,7 @@ class Trainer:
         eps = torch.randn_like(x_0)
 
         with autocast(self.device, self.dtype):
-            loss = simple_loss(self.unet, self.schedule, x_0, t, eps)
+            loss = training_loss(self.unet, self.schedule, x_0, t, eps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)

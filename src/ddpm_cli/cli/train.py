@@ -23,8 +23,10 @@ from ddpm_cli.errors import DDPMError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ddpm_cli.dataset import Pack, Source
+    from ddpm_cli.plan import Base
     from ddpm_cli.trainer import Event, Trainer
 
 __all__ = ["train"]
@@ -51,6 +53,14 @@ def train(
             "--preset",
             metavar="NAME",
             help=f"{', '.join(PRESETS)} or auto. auto: tiny without a GPU, else by the images' size.",
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Go on from the weights and the schedule of a model: a run, a model directory, org/name on the Hub.",
         ),
     ] = None,
     size: Annotated[
@@ -148,11 +158,14 @@ def train(
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     source = Source(images)
-    config = _resumed(old, wishes, preset) if old else _planned(source, where, preset, wishes, console)
+    if old:
+        config = _resumed(old, wishes, preset, start_from)
+    else:
+        config = _planned(source, where, preset, wishes, _base(start_from, console), console)
     with console.bar("decoding images", len(source.files)) as update:
         pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
 
-    trainer = Trainer(run, config, pack, where, dtype)
+    trainer = Trainer(run, config, pack, where, dtype, _base_weights(run, config, bool(old), console))
     if old:
         _go_on(trainer, force, console)
     if trainer.step > config.train.steps:
@@ -205,8 +218,36 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
     return None
 
 
+def _base(address: str | None, console: Console) -> Base | None:
+    """The model of --from, as far as it must be known to plan a run."""
+    if address is None:
+        return None
+    from ddpm_cli import hub
+    from ddpm_cli.plan import Base
+    from ddpm_cli.pretrained import read_configs
+
+    located = hub.resolve(address, quiet=not console.live)
+    return Base(located.address, *read_configs(located.folder, located.files))
+
+
+def _base_weights(run: Path, config: RunConfig, resuming: bool, console: Console) -> dict[str, Tensor] | None:
+    """The weights that a run starts from, unless they are fresh ones or it has a checkpoint already."""
+    from ddpm_cli import checkpoint, hub
+    from ddpm_cli.pretrained import load_model
+
+    if config.base is None or (resuming and checkpoint.checkpoints(run)):
+        return None
+    located = hub.resolve(config.base, quiet=not console.live)
+    return load_model(located.folder, located.files)[0].state_dict()
+
+
 def _planned(
-    source: Source, where: torch.device, preset: str | None, wishes: dict[str, dict[str, Any]], console: Console
+    source: Source,
+    where: torch.device,
+    preset: str | None,
+    wishes: dict[str, dict[str, Any]],
+    base: Base | None,
+    console: Console,
 ) -> RunConfig:
     """The configuration of a new run."""
     from ddpm_cli.dataset import survey
@@ -227,10 +268,13 @@ def _planned(
         sample_every=train.pop("sample_every", None),
         data=data,
         train=train,
+        base=base,
     )
 
 
-def _resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None) -> RunConfig:
+def _resumed(
+    old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None, start_from: str | None
+) -> RunConfig:
     """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
     contradictions = [
         f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
@@ -240,6 +284,8 @@ def _resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | No
     ]
     if preset not in (None, "auto", old.preset):
         contradictions.append(f"--preset {preset} (the run has {old.preset})")
+    if start_from is not None and not _same_model(start_from, old.base):
+        contradictions.append(f"--from {start_from} (the run {f'has {old.base}' if old.base else 'has none'})")
     if contradictions:
         raise UsageError(
             f"--resume: contradicts the run: {', '.join(contradictions)}",
@@ -247,6 +293,16 @@ def _resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | No
         )
     free = {key: value for key, value in wishes["train"].items() if key in TrainConfig.FREE}
     return replace(old, train=replace(old.train, **free))
+
+
+def _same_model(address: str, base: str | None) -> bool:
+    """Whether an address may be that of the model that a run started from; a revision may have moved on since."""
+    if base is None:
+        return False
+    path = Path(address).expanduser()
+    if path.exists():
+        return Path(base).is_absolute() and Path(base).is_relative_to(path.resolve())
+    return address.rstrip("/").partition("@")[0].endswith(base.partition("@")[0])
 
 
 def _cache_dir() -> Path:
@@ -298,7 +354,7 @@ def _header(
     flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
     console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
     about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
-    console.note(f"  model    {about}")
+    console.note(f"  model    {about}{f', from {config.base}' if config.base else ''}")
     console.note(f"  training {train.steps} steps of {train.batch_size} images, lr {train.lr:g}, seed {train.seed}")
     console.note(f"  device   {machine}")
     for name, reason in pack.left_out[:_NAMED]:
