@@ -95,6 +95,20 @@ def color_model(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "color", config, ScheduleConfig())
 
 
+@pytest.fixture(scope="session")
+def finished_run(digits, tmp_path_factory) -> Path:
+    """Not to be changed: a run of four steps, with two checkpoints and two previews."""
+    from ddpm_cli.cli.app import main
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    options = ["--steps", "4", "--batch-size", "4", "--size", "8", "--save-every", "2", "--no-flip", "-q"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_CACHE_DIR", str(folder.parent / "cache"))
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["train", str(digits), "-o", str(folder), *options, "--sample-every", "4"])
+    return folder
+
+
 @pytest.fixture
 def ddpm():
     """Run the command line in a process of its own: ddpm("noise", "a.png", stdin=b"…")."""

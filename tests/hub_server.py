@@ -4,6 +4,7 @@ huggingface_hub reads its environment once, when it is imported; so importing th
 whole test session at this server, with a home of its own and nobody's token.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)  # "GET /path"
     tokens: set[str] = field(default_factory=set)  # that were sent
     uploads: dict[str, bytes] = field(default_factory=dict)  # LFS, by their SHA-256
+    commits: list[str] = field(default_factory=list)  # their messages
 
     def add(self, name: str, folder: Path) -> None:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -97,6 +99,70 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self):
+        path = self.path.split("?")[0]
+        self.hub.requests.append(f"POST {path}")
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        body = self.body()
+        words = path.strip("/").split("/")
+        name = "/".join(words[2:4])
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if self.hub.read_only:
+            return self.answer(403, {"error": "You may not."})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization', 'me')}/{asked['name']}"
+            if name in self.hub.repos:
+                return self.answer(409, {"error": "You already created this model repo", "url": f"{URL}/{name}"})
+            self.hub.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+            return self.answer(200, {"url": f"{URL}/{name}"})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            upload = [{**o, "actions": {"upload": {"href": f"{URL}/upload/{o['oid']}"}}} for o in objects]
+            return self.answer(200, {"transfer": "basic", "objects": upload})
+        if words[4:5] == ["preupload"]:
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if is_lfs(f["path"]) else "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": modes})
+        if words[4:5] == ["commit"]:
+            return self.commit(name, [json.loads(line) for line in body.splitlines()])
+        return self.answer(404)
+
+    def do_PUT(self):
+        data = self.body()
+        oid = self.path.removeprefix("/upload/")
+        if fault := self.hub.faults.get("upload"):
+            return self.answer(int(fault))
+        assert hashlib.sha256(data).hexdigest() == oid
+        self.hub.uploads[oid] = data
+        return self.answer(200)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def commit(self, name: str, operations: list[dict]) -> None:
+        files = self.hub.repos[name].files
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            else:
+                self.hub.commits.append(value["summary"])
+        sha = self.hub.repos[name].sha
+        self.answer(200, {"success": True, "commitOid": sha, "commitUrl": f"{URL}/{name}/commit/{sha}"})
 
     def information(self, name: str, rest: list[str]) -> None:
         repo = self.hub.repos.get(name)

@@ -34,20 +34,6 @@ The following hyperparameters were used during training:
 """
 
 
-@pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
-    """A run of four steps, with two checkpoints and two previews."""
-    from ddpm_cli.cli.app import main
-
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--steps", "4", "--batch-size", "4", "--size", "8", "--save-every", "2", "--no-flip", "-q"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPM_CACHE_DIR", str(folder.parent / "cache"))
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["train", str(digits), "-o", str(folder), *options, "--sample-every", "4"])
-    return folder
-
-
 def test_facts_of_the_papers_model():
     model = facts(PRESETS["cifar10"].unet(32, 3), ScheduleConfig(variance_type="fixed_large"))
     assert model["parameters"] == 35_746_307
@@ -62,16 +48,16 @@ def test_facts_of_the_papers_model():
     }
 
 
-def test_info_of_a_run(cli, run):
-    code, out, err = cli("info", run)
+def test_info_of_a_run(cli, finished_run):
+    code, out, err = cli("info", finished_run)
     assert (code, err) == (0, "")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert rows["model"] == str(run / "checkpoints" / "step-00000004")
+    assert rows["model"] == str(finished_run / "checkpoints" / "step-00000004")
     assert rows["images"] == "8x8 gray"
     assert rows["steps"] == "4 of 4"
     assert rows["data"] == "60 images, digits"
     assert rows["mirrored"] == "never"
-    code, out, _ = cli("info", run, "--json")
+    code, out, _ = cli("info", finished_run, "--json")
     found = json.loads(out)
     assert found["schema"] == 1
     assert found["trained"]["train"]["batch_size"] == 4
@@ -124,20 +110,20 @@ def test_what_the_cards_of_the_field_say(tmp_path):
         recipe_in_words(trained(tmp_path)[0] or {})
 
 
-def test_every_checkpoint_is_a_model_page(run, digits):
+def test_every_checkpoint_is_a_model_page(finished_run, digits):
     """The Hub's metadata, the newest preview, the recipe; and nothing of the machine it was made on."""
-    newest = run / "checkpoints" / "step-00000004"
+    newest = finished_run / "checkpoints" / "step-00000004"
     card = ModelCard.load(newest / CARD)
     assert card.data.library_name == "diffusers"
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "ddpm" in card.data.tags
     assert f"![Samples]({PREVIEW})" in card.text
-    assert (newest / PREVIEW).read_bytes() == (run / "samples" / "step-00000004.png").read_bytes()
+    assert (newest / PREVIEW).read_bytes() == (finished_run / "samples" / "step-00000004.png").read_bytes()
     assert "| data | 60 images, digits |" in card.text
     assert "| learning rate | 0.001, linear warm-up over 100 steps |" in card.text
     for name in (CARD, RECIPE):
         assert str(digits.parent) not in (newest / name).read_text()
-    earlier = run / "checkpoints" / "step-00000002"  # before there was any preview
+    earlier = finished_run / "checkpoints" / "step-00000002"  # before there was any preview
     assert not (earlier / PREVIEW).exists()
     assert PREVIEW not in (earlier / CARD).read_text()
 
@@ -155,6 +141,6 @@ def test_a_card_knows_where_it_is_and_what_it_came_from():
     assert "| started from | cats, step-00010000 |" in local
 
 
-def test_save_pretrained_keeps_how_it_was_trained(run, tmp_path):
-    DDPM.from_pretrained(run).save_pretrained(tmp_path / "copy")
-    assert trained(tmp_path / "copy")[0] == trained(run / "checkpoints" / "step-00000004")[0]
+def test_save_pretrained_keeps_how_it_was_trained(finished_run, tmp_path):
+    DDPM.from_pretrained(finished_run).save_pretrained(tmp_path / "copy")
+    assert trained(tmp_path / "copy")[0] == trained(finished_run / "checkpoints" / "step-00000004")[0]

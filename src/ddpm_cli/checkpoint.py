@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import json_bytes, load_tensors, read_json, write_file
 from ddpm_cli.pretrained import WEIGHTS
+from ddpm_cli.unet import UNet
 
 __all__ = [
     "Checkpoint",
@@ -35,6 +37,7 @@ __all__ = [
     "prune",
     "save_model",
     "save_training",
+    "temporary_model",
 ]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})$")  # and no copy that somebody made beside it
@@ -70,6 +73,14 @@ def save_model(
     if preview:
         (folder / PREVIEW).write_bytes(preview)
     (folder / CARD).write_text(model_card(facts(unet, schedule), recipe, preview is not None))
+
+
+@contextlib.contextmanager
+def temporary_model(unet: UNet, schedule: ScheduleConfig, recipe: Mapping[str, Any] | None) -> Iterator[Path]:
+    """A model in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
+        save_model(Path(folder), unet.state_dict(), unet.config, schedule, recipe)
+        yield Path(folder)
 
 
 def add_preview(

@@ -13,10 +13,23 @@ from typing import Any, Self
 
 from ddpm_cli.errors import ModelError, UsageError
 
-__all__ = ["FINE_TUNING", "PRESETS", "DataConfig", "Preset", "RunConfig", "ScheduleConfig", "TrainConfig", "UNetConfig"]
+__all__ = [
+    "FINE_TUNING",
+    "HUB_NAME",
+    "PRESETS",
+    "DataConfig",
+    "Preset",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "UNetConfig",
+]
 
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
+
+# org/name on the Hugging Face Hub: letters, digits and _, and in between . and -; so never .. or a leading dot.
+HUB_NAME = r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?"
 
 # What some settings were called in the first releases of diffusers, in 2022.
 _OLD_UNET_KEYS = {

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ddpm_cli import checkpoint
 from ddpm_cli.about import CARD, RECIPE
+from ddpm_cli.config import HUB_NAME
 from ddpm_cli.errors import ModelError
 from ddpm_cli.pretrained import ModelFiles, read_configs
 
-__all__ = ["Located", "resolve"]
+__all__ = ["Located", "resolve", "status_of"]
 
-_PART = r"\w(?:[\w.-]*\w)?"  # letters, digits, _ and in between . and -; so never .. or a leading dot
-_HUB_NAME = re.compile(rf"(?P<name>{_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
+_PART = r"\w(?:[\w.-]*\w)?"
+_HUB_NAME = re.compile(rf"(?P<name>{HUB_NAME})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 _OTHER_FORMATS = (".ckpt", ".pt", ".pth")
@@ -134,7 +135,6 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -179,7 +179,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
     except Exception as error:  # besides its own, huggingface_hub lets through whatever its HTTP library raises
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        status = next((e.response.status_code for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+        status = status_of(error)
         if (status is None or status >= 500) and (cached := _in_cache(name, revision, weights)):
             return cached
         reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -191,10 +191,15 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
     return Located(folder, files, f"{name}@{folder.name[:7]}", f"{name}@{folder.name}", size)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status with which the Hub answered, if an error, or what caused it, is such an answer."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     while error:
-        yield error
+        if isinstance(error, HfHubHTTPError):
+            return int(error.response.status_code)
         error = error.__cause__
+    return None
 
 
 def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:

@@ -1,0 +1,71 @@
+"""`ddpm push`: a model to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console
+from ddpm_cli.config import HUB_NAME
+from ddpm_cli.errors import ModelError, UsageError
+
+__all__ = ["push"]
+
+
+def push(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run (its newest checkpoint) or a model directory.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to put it on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private. Default: public.")] = False,
+    message: Annotated[
+        str | None, typer.Option("--message", "-M", metavar="TEXT", help="Of the commit. Default: what is sent.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a model card that is there already.", rich_help_panel="Common options"),
+    ] = False,
+) -> None:
+    """Upload a model to the Hugging Face Hub, with its model card, in one commit.
+
+    Shows what it will send and where, and asks first. Uses the login of `hf auth login`, or HF_TOKEN.
+    """
+    console = Console("push", as_json, quiet)
+    if not re.fullmatch(HUB_NAME, repository):
+        raise UsageError(f"{repository}: not a name on the Hub", "Write org/name, or your user name for org.")
+    if not Path(model).expanduser().exists():
+        raise ModelError(f"{model}: no such file or directory", "Give a run or a model directory on this machine.")
+    if not (yes or sys.stdin.isatty()):
+        raise UsageError("--yes is needed where nobody can be asked")
+
+    from ddpm_cli import hub, publish
+    from ddpm_cli.about import CARD
+
+    located = hub.resolve(model)
+    remote = publish.look(repository)
+    with publish.contents(located, repository) as files:
+        if CARD in remote.files and not force:
+            del files[CARD]
+        state = ("private" if remote.private else "public") if remote.exists else "private" if private else "public"
+        console.note(f"{located.origin} -> {repository} ({state}, {'is there already' if remote.exists else 'new'})")
+        sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
+        console.table({name: _size(size) for name, size in sizes.items()})
+        if CARD in remote.files and not force:
+            console.note(f"  the {CARD} that is there stays (--force replaces it)")
+        if others := sorted(remote.files - files.keys() - {CARD, ".gitattributes"}):
+            console.note(f"  stays there too: {', '.join(others)}")
+        if not yes and not typer.confirm("send this?", err=True):
+            raise typer.Exit(1)
+        message = message or f"{located.folder.name} from ddpm"
+        url, commit = publish.send(repository, files, private, message, quiet=not console.live)
+    console.result(url, url=url, commit=commit, files=sizes)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
