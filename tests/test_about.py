@@ -37,10 +37,12 @@ The following hyperparameters were used during training:
 def test_facts_of_the_papers_model():
     model = facts(PRESETS["cifar10"].unet(32, 3), ScheduleConfig(variance_type="fixed_large"))
     assert model["parameters"] == 35_746_307
-    assert model["attention"] == [16]
+    assert model["attention"] == [16, 4]
     assert words(model) == {
         "images": "32x32 RGB",
-        "network": "35.7M parameters, 128, 256, 256, 256 channels, 2 blocks a level, attention at 16x16",
+        "network": "35.7M parameters, 2 blocks a level",
+        "channels": "128, 256, 256, 256",
+        "attention": "at 16x16, 4x4",
         "predicts": "the noise, eps",
         "schedule": "1000 steps, linear, beta from 0.0001 to 0.02",
         "variance": "fixed, the large one (beta_t)",

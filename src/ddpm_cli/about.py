@@ -44,7 +44,10 @@ def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(unet).parameters())
     levels = range(len(unet.block_out_channels))
-    attention = [unet.sample_size >> level for level in levels if unet.down_block_types[level].startswith("Attn")]
+    attending = [level for level in levels if unet.down_block_types[level].startswith("Attn")]
+    if unet.add_attention:
+        attending.append(levels[-1])  # in the middle
+    attention = sorted({unet.sample_size >> level for level in attending}, reverse=True)
     return {
         "size": unet.sample_size,
         "channels": unet.in_channels,
@@ -69,7 +72,7 @@ def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
 def words(model: Mapping[str, Any]) -> dict[str, str]:
     """The facts for people, a line each."""
     channels = ", ".join(map(str, model["block_out_channels"]))
-    attention = ", ".join(f"{size}x{size}" for size in model["attention"]) or "the lowest resolution only"
+    attention = ", ".join(f"{size}x{size}" for size in model["attention"]) or "no resolution"
     betas = f", beta from {model['beta_start']:g} to {model['beta_end']:g}" if "_" not in _kind(model) else ""
     count = f"{model['parameters'] / 1e6:.1f}M" if model["parameters"] >= 1e5 else str(model["parameters"])
     limits = "left as they are"
@@ -79,8 +82,9 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
         limits = f"clipped to [-{model['clip_sample_range']:g}, {model['clip_sample_range']:g}]"
     return {
         "images": f"{model['size']}x{model['size']} {'gray' if model['channels'] == 1 else 'RGB'}",
-        "network": f"{count} parameters, {channels} channels, "
-        f"{model['layers_per_block']} blocks a level, attention at {attention}",
+        "network": f"{count} parameters, {model['layers_per_block']} blocks a level",
+        "channels": channels,
+        "attention": f"at {attention}",
         "predicts": _PREDICTS[model["prediction_type"]],
         "schedule": f"{model['T']} steps, {_kind(model)}{betas}",
         "variance": _VARIANCE[model["variance_type"]],
