@@ -106,7 +106,7 @@ def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):
         (("sample",), "no trained run"),
         (("sample", "-m", "nowhere"), "nowhere"),
         (("train", "nowhere"), "nowhere"),
-        (("train", "nowhere", "--resume"), "runs/nowhere"),
+        (("train", "nowhere", "--resume"), "nowhere"),
         (("noise", "none.png"), "none.png"),
         (("noise", "."), "."),
         (("denoise-trace", "none.png"), "none.png"),
@@ -392,9 +392,27 @@ def test_unfit_requests_are_refused_before_anything_is_made(cli, digits):
     assert not Path("runs").exists()
 
 
+def test_the_same_line_starts_a_run_and_goes_on_with_it(cli, digits):
+    for steps, said in ((2, "training, run"), (4, "resuming at step 2"), (4, "resuming at step 4")):
+        code, _, err = cli("train", digits, "--resume", "--steps", steps, *TRAIN)
+        assert (code, said in err) == (0, True), err
+
+
+def test_a_second_signal_stops_at_once():
+    from ddpm_cli.cli.train import _stop_signals
+
+    before = signal.getsignal(signal.SIGTERM)
+    with _stop_signals() as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_is_safe_and_goes_on(ddpm, digits, number):
-    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash."""
+    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143."""
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     metrics = Path("runs/digits/metrics.jsonl")
@@ -403,7 +421,7 @@ def test_a_stopped_run_is_safe_and_goes_on(ddpm, digits, number):
         time.sleep(0.05)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"")
+    assert (process.returncode, out) == (128 + number, b"")
     assert b"--resume" in err
     assert b"Traceback" not in err
     [path] = checkpoint.checkpoints(Path("runs/digits"))

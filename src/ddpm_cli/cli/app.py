@@ -17,7 +17,7 @@ from ddpm_cli.errors import DDPMError
 app = typer.Typer(
     name="ddpm",
     help="Denoising Diffusion Probabilistic Models on your own images.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. DDPM_DEBUG=1 shows tracebacks.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. DDPM_DEBUG=1: tracebacks.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -52,7 +52,7 @@ app.command("convert", context_settings={"token_normalize_func": lambda name: na
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     arguments = sys.argv[1:] if args is None else args
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # photographs have more pixels today
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +111,9 @@ def train(
         int | None,
         typer.Option("--keep", parser=options.parse_count, metavar="N", help="Checkpoints that stay on disk."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint, or start it.")
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: Annotated[
@@ -176,8 +179,8 @@ def train(
     config = replace(config, data=replace(config.data, images=str(images.resolve())))
     _prepare(run, config, bool(old), force, console)
     _header(console, run, config, source, pack, trainer, describe(where, dtype))
-    loss = _follow(console, trainer)
-    _finish(console, run, images, trainer, loss)
+    loss, stopped_by = _follow(console, trainer)
+    _finish(console, run, images, trainer, loss, stopped_by)
 
 
 def _name(images: Path) -> str:
@@ -203,11 +206,7 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
     from ddpm_cli.files import read_config
 
     exists = (run / "config.json").is_file()
-    if resume:
-        if not exists:
-            raise DDPMError(
-                f"--resume: there is no run in {run}", "Leave --resume out to start one, or name it with -o."
-            )
+    if resume and exists:
         return read_config(RunConfig, run / "config.json")
     if exists and not force:
         raise DDPMError(
@@ -368,12 +367,13 @@ def _header(
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second Ctrl-C is as always."""
+    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second one stops at once."""
     caught: list[int] = []
 
     def remember(number: int, frame: object) -> None:
+        if caught:
+            sys.exit(128 + number)
         caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -383,8 +383,8 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(console: Console, trainer: Trainer) -> float | None:
-    """Train, and show it. Returns the last loss."""
+def _follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None]:
+    """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
     from ddpm_cli.trainer import Finished, Previewing, Progress, Saved
 
     total = trainer.config.train.steps
@@ -414,7 +414,7 @@ def _follow(console: Console, trainer: Trainer) -> float | None:
                     console.note(f"step {event.step}: {event.path}")
                 case Finished():
                     pass
-    return loss
+    return loss, caught[0] if caught else None
 
 
 def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
@@ -433,12 +433,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _finish(console: Console, run: Path, images: Path, trainer: Trainer, loss: float | None) -> None:
+def _finish(
+    console: Console, run: Path, images: Path, trainer: Trainer, loss: float | None, stopped_by: int | None
+) -> None:
     total = trainer.config.train.steps
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
         console.note(f"go on with: ddpm train {quote(str(images))} -o {quote(str(run))} --resume")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (stopped_by or signal.SIGINT))
     console.note(
         f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
     )
