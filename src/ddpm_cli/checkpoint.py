@@ -8,6 +8,7 @@ A run directory holds checkpoints.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ __all__ = [
     "prune",
     "save_model",
     "save_training",
+    "set_aside",
     "temporary_model",
 ]
 
@@ -123,10 +125,34 @@ def save_training(folder: Path, unet: nn.Module, optimizer: torch.optim.Optimize
     }
     save_file(tensors, training / "optimizer.safetensors", metadata={"format": "pt"})
     (training / "state.json").write_bytes(json_bytes(state))
+    (training / "hashes.json").write_bytes(json_bytes(_hashes(folder)))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a checkpoint is; not of its card and preview, which may change later."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path for path in files if path.name not in (CARD, PREVIEW)}
+    return {name: _hash(path) for name, path in sorted(found.items()) if name != "training/hashes.json"}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(folder: Path) -> None:
+    """Raises ModelError if a file of a checkpoint is not as it was written."""
+    for name, digest in read_json(folder / "training" / "hashes.json").items():
+        try:
+            if _hash(folder / name) != digest:
+                raise ModelError(f"{folder / name}: is damaged: it has not the hash that it was saved with")
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read ({error.strerror})") from None
 
 
 def load_training(folder: Path) -> Checkpoint:
     """Read what `save_training` and `save_model` wrote. Raises ModelError if something is missing or damaged."""
+    _verify(folder)
     training = folder / "training"
     state = read_json(training / "state.json")
     try:
@@ -151,9 +177,20 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a run, and what killed processes left half-written."""
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that it is not taken for the newest one any more."""
+    with contextlib.suppress(OSError):
+        checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
+
+
+def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove old checkpoints of a run, and what killed processes left half-written.
+
+    What stays are the newest `keep`, and those of every `keep_every`th step.
+    """
     for path in checkpoints(run)[:-keep]:
+        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+            continue
         doomed = path.with_name(f".{path.name}.old")  # first out of sight: what has a final name is complete
         with contextlib.suppress(OSError):
             path.rename(doomed)

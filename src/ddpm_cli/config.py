@@ -338,9 +338,10 @@ class TrainConfig(_Strict):
     sample_every: int = 10_000  # steps between previews
     log_every: int = 100  # steps between lines of metrics.jsonl
     keep: int = 3  # newest checkpoints that stay on disk
+    keep_every: int | None = None  # and those of every so many steps
 
     # What may differ between the parts of a resumed run: it changes when and where, never what is learned.
-    FREE = ("steps", "save_every", "sample_every", "keep")
+    FREE = ("steps", "save_every", "sample_every", "keep", "keep_every")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpm_cli import checkpoint, images
@@ -19,18 +20,19 @@ from ddpm_cli.config import RunConfig
 from ddpm_cli.dataset import Batches, Pack
 from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
 from ddpm_cli.ema import EMA
-from ddpm_cli.errors import ModelError, TrainingError
+from ddpm_cli.errors import DataError, ModelError, TrainingError
 from ddpm_cli.files import new_directory, write_file
 from ddpm_cli.model import DDPM
 from ddpm_cli.objective import training_loss
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
-__all__ = ["Event", "Finished", "Previewing", "Progress", "Saved", "Trainer"]
+__all__ = ["Event", "Finished", "NotSaved", "Previewing", "Progress", "Saved", "Trainer"]
 
 PREVIEW_IMAGES = 16
 PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
 SAVE_SECONDS = 1800.0  # a checkpoint at least this often, however slow the machine: half an hour is what can be lost
+RETRY_SECONDS = 60.0  # after a checkpoint could not be written
 _EVENT_SECONDS = 0.25
 
 
@@ -60,6 +62,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class NotSaved:
+    """Something could not be written, for want of space or of a disk; training goes on, and tries again."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event: all steps are done, or the run was asked to stop and is safe."""
 
@@ -67,7 +77,7 @@ class Finished:
     interrupted: bool
 
 
-Event = Progress | Previewing | Saved | Finished
+Event = Progress | Previewing | Saved | NotSaved | Finished
 
 
 def _step_of(line: str) -> float:
@@ -271,7 +281,7 @@ class Trainer:
                 partial, self.averaged.state_dict(), config.unet, config.schedule, self._recipe(), preview
             )
             checkpoint.save_training(partial, self.unet, self.optimizer, state)
-        checkpoint.prune(self.run, self.config.train.keep)
+        checkpoint.prune(self.run, self.config.train.keep, self.config.train.keep_every)
         return path
 
     def _recipe(self) -> dict[str, Any]:
@@ -290,12 +300,14 @@ class Trainer:
         write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
         return path
 
-    def _add_to_checkpoint(self, preview: Path) -> None:
-        """Show a preview on the card of the checkpoint of this step, which was saved before it was drawn."""
+    def _preview_with_card(self, should_stop: Callable[[], bool]) -> Path | None:
+        """Draw a preview, and show it on the card of the checkpoint of this step, which was saved before."""
+        preview = self.preview(should_stop)
         folder = self.run / "checkpoints" / f"step-{self.step:08d}"
-        if folder.is_dir():
+        if preview and folder.is_dir():
             config = self.config
             checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(), preview.read_bytes())
+        return preview
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, writing metrics, previews and checkpoints on the way.
@@ -305,36 +317,60 @@ class Trainer:
         """
         settings = self.config.train
         self._forget_later_metrics()
-        metrics = (self.run / "metrics.jsonl").open("a")
         window = _Window(self)
-        last_save = time.monotonic()
+        save_at = time.monotonic() + SAVE_SECONDS
         saved_step = self.step
-        with metrics:
-            while self.step < settings.steps and not should_stop():
-                started = time.perf_counter()
-                window.add(*self.train_step())
-                done = self.step == settings.steps
-                log = done or self.step % settings.log_every == 0
-                save = done or self.step % settings.save_every == 0 or time.monotonic() - last_save > SAVE_SECONDS
-                show = log or save or window.age() > _EVENT_SECONDS
-                if show:
-                    synchronize(self.device)
-                self.seconds += time.perf_counter() - started
-                if show:
-                    yield window.progress()
-                if log:
-                    metrics.write(json.dumps(window.line(self.optimizer.param_groups[0]["lr"])) + "\n")
-                    metrics.flush()
-                    window.reset()
-                if save:
-                    yield Saved(self.step, self.save())
-                    saved_step, last_save = self.step, time.monotonic()
-                if done or self.step % settings.sample_every == 0:
-                    yield Previewing(self.step)
-                    if path := self.preview(should_stop):
-                        self._add_to_checkpoint(path)
-                        yield Saved(self.step, path)
+        while self.step < settings.steps and not should_stop():
+            started = time.perf_counter()
+            window.add(*self.train_step())
+            done = self.step == settings.steps
+            log = done or self.step % settings.log_every == 0
+            save = done or self.step % settings.save_every == 0 or time.monotonic() > save_at
+            show = log or save or window.age() > _EVENT_SECONDS
+            if show:
+                synchronize(self.device)
+            self.seconds += time.perf_counter() - started
+            if show:
+                yield window.progress()
+            if log:
+                line = json.dumps(window.line(self.optimizer.param_groups[0]["lr"])) + "\n"
+                yield from self._attempt(lambda line=line: self._log(line))  # type: ignore[misc]
+                window.reset()
+            if save:
+                save_at = time.monotonic() + RETRY_SECONDS
+                for event in self._attempt(self.save):
+                    if isinstance(event, Saved):
+                        saved_step, save_at = self.step, time.monotonic() + SAVE_SECONDS
+                    yield event
+            if done or self.step % settings.sample_every == 0:
+                yield Previewing(self.step)
+                yield from self._attempt(lambda: self._preview_with_card(should_stop))
         if self.step > saved_step:
             window.check()
-            yield Saved(self.step, self.save())
+            yield self._save_at_last()
         yield Finished(self.step, interrupted=self.step < settings.steps)
+
+    def _attempt(self, write: Callable[[], Path | None]) -> Iterator[Event]:
+        """Do something that writes; a disk that fails or is full must not end a run that lives in memory."""
+        try:
+            if path := write():
+                yield Saved(self.step, path)
+        except (OSError, SafetensorError, DataError) as error:
+            yield NotSaved(self.step, str(error))
+
+    def _save_at_last(self) -> Saved:
+        """The checkpoint with which a run ends. Raises TrainingError if it cannot be written."""
+        try:
+            return Saved(self.step, self.save())
+        except (OSError, SafetensorError) as error:
+            kept = checkpoint.checkpoints(self.run)
+            raise TrainingError(
+                f"step {self.step} could not be saved ({error})",
+                f"{kept[-1]} is safe: make room, and --resume goes on from there."
+                if kept
+                else "Make room and try again.",
+            ) from None
+
+    def _log(self, line: str) -> None:
+        with (self.run / "metrics.jsonl").open("a") as file:
+            file.write(line)

@@ -20,7 +20,7 @@ from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.config import PRESETS, RunConfig, TrainConfig
-from ddpm_cli.errors import DDPMError, UsageError
+from ddpm_cli.errors import DDPMError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,16 @@ def train(
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--keep", parser=options.parse_count, metavar="N", help="Checkpoints that stay on disk."),
+        typer.Option("--keep", parser=options.parse_count, metavar="N", help="Newest checkpoints that stay on disk."),
+    ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-every",
+            parser=options.parse_count,
+            metavar="N",
+            help="Also keep the checkpoints of every Nth step, for good.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint, or start it.")
@@ -148,6 +157,7 @@ def train(
             "save_every": save_every,
             "sample_every": sample_every,
             "keep": keep,
+            "keep_every": keep_every,
         },
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
@@ -212,9 +222,14 @@ def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
         raise DDPMError(
             f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
         )
-    if run.exists() and not exists and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not exists and not _is_empty(run):
         raise DDPMError(f"{run}: exists, and is not a run of ddpm", "Name another folder with -o.")
     return None
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing but what a killed process left half-written."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _base(address: str | None, console: Console) -> Base | None:
@@ -319,13 +334,34 @@ def _go_on(trainer: Trainer, force: bool, console: Console) -> None:
     if not found:
         console.warn(f"{trainer.run} has no checkpoint yet; starting from step 0")
         return
-    if trainer.resume(found[-1]) != trainer.pack.fingerprint:
+    if _newest_good(trainer, found, console) != trainer.pack.fingerprint:
         if not force:
             raise DDPMError(
                 "--resume: the images are not those that the run was trained on",
                 "Give those, or train another run with -o RUN, or add --force to go on with these.",
             )
         console.warn("going on with other images than those that the run was trained on")
+
+
+def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
+    """Load the newest checkpoint that is whole, and set damaged newer ones aside. Returns its images' fingerprint."""
+    from ddpm_cli import checkpoint
+
+    damaged = []
+    for path in reversed(found):
+        try:
+            images = trainer.resume(path)
+        except ModelError as error:
+            console.warn(error.message)
+            damaged.append(path)
+            continue
+        for newer in damaged:
+            checkpoint.set_aside(newer)
+            console.warn(f"{newer.name} is damaged, and set aside; going on from {path.name}")
+        return images
+    raise ModelError(
+        f"{trainer.run}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
+    )
 
 
 def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:
@@ -336,9 +372,8 @@ def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console:
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
         run.rename(aside)
         console.note(f"moved the run that was in {run} to {aside}")
-    run.mkdir(parents=True, exist_ok=True)
+    write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it makes a folder a run
     (run / "metrics.jsonl").touch()
-    write_file(run / "config.json", json_bytes(config.to_dict()))
 
 
 def _header(
@@ -385,7 +420,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 def _follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None]:
     """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
-    from ddpm_cli.trainer import Finished, Previewing, Progress, Saved
+    from ddpm_cli.trainer import Finished, NotSaved, Previewing, Progress, Saved
 
     total = trainer.config.train.steps
     loss: float | None = None
@@ -412,6 +447,8 @@ def _follow(console: Console, trainer: Trainer) -> tuple[float | None, int | Non
                     update(event.step, what="drawing samples")
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
+                case NotSaved():
+                    console.warn(f"step {event.step} could not be saved: {event.reason}; training goes on")
                 case Finished():
                     pass
     return loss, caught[0] if caught else None
