@@ -64,15 +64,17 @@ def test_the_loss_is_the_error_of_what_is_predicted(kind):
     schedule = NoiseSchedule.from_config(ScheduleConfig(prediction_type=kind))
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     target = schedule.target(x_0, t, eps)
-    assert training_loss(lambda x, t: target, schedule, x_0, t, eps).item() == pytest.approx(0, abs=1e-12)
-    assert training_loss(lambda x, t: target + 0.5, schedule, x_0, t, eps).item() == pytest.approx(0.25, rel=1e-6)
+    assert training_loss(lambda x, t: target, schedule, x_0, t, eps).mean().item() == pytest.approx(0, abs=1e-12)
+    assert training_loss(lambda x, t: target + 0.5, schedule, x_0, t, eps).mean().item() == pytest.approx(
+        0.25, rel=1e-6
+    )
 
 
 def test_the_bound_teaches_the_variance_alone():
     """L_hybrid: the gradient of what is predicted is that of L_simple; that of the variance is the bound's."""
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     output = draw(4, 2, 4, 4, seed=2).requires_grad_()
-    training_loss(lambda x, t: output, LEARNED, x_0, t, eps).backward()
+    training_loss(lambda x, t: output, LEARNED, x_0, t, eps).mean().backward()
     hybrid = output.grad.clone()
     output.grad = None
     torch.nn.functional.mse_loss(output[:, :1].float(), eps.float()).backward()
@@ -87,6 +89,6 @@ def test_learning_the_variance_finds_the_right_one():
     optimizer = torch.optim.Adam([says], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        training_loss(lambda x, t: torch.cat([eps, says], 1), LEARNED, x_0, t, eps).backward()
+        training_loss(lambda x, t: torch.cat([eps, says], 1), LEARNED, x_0, t, eps).mean().backward()
         optimizer.step()
     assert says.mean().item() == pytest.approx(-1, abs=0.05)

@@ -59,9 +59,9 @@ def test_the_loss_is_equation_14():
         seen["x_t"] = x_t
         return torch.zeros_like(x_t)
 
-    assert training_loss(unet, schedule, x_0, t, eps).item() == pytest.approx((eps**2).mean().item(), rel=1e-6)
+    assert training_loss(unet, schedule, x_0, t, eps).mean().item() == pytest.approx((eps**2).mean().item(), rel=1e-6)
     torch.testing.assert_close(seen["x_t"], schedule.q_sample(x_0, t, eps))
-    assert training_loss(lambda x_t, t: eps, schedule, x_0, t, eps).item() == 0
+    assert training_loss(lambda x_t, t: eps, schedule, x_0, t, eps).mean().item() == 0
 
 
 def test_ema_warms_up_to_its_decay():
@@ -150,10 +150,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
             break
     good = weights_in(run)
     training.parameters[0].data.fill_(math.nan)
-    with pytest.raises(TrainingError, match="not finite") as caught:
+    with pytest.raises(TrainingError, match="the loss is not finite at step 4") as caught:
         list(events)
     assert "step-00000003" in (caught.value.hint or "")
     assert weights_in(run) == good
+
+
+def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path, pack, monkeypatch):
+    """Also where nothing looked at the loss for many steps: the first bad step is the one that is said."""
+    monkeypatch.setattr(trainer, "_EVENT_SECONDS", math.inf)
+    training = start(tmp_path / "run", pack, config_of(steps=9, log_every=9, save_every=9))
+    training.parameters[-1].register_hook(lambda gradient: gradient * (math.inf if training.step == 4 else 1))
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 5"):
+        list(training.events())
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_in_parts_is_the_same_batch(tmp_path, pack, parts):
+    whole, split = (
+        start(tmp_path / name, pack, replace(config_of(accumulate=n), unet=SMALL))
+        for name, n in (("whole", 1), ("split", parts))
+    )
+    for _ in range(3):
+        one, other = whole.train_step(), split.train_step()
+        torch.testing.assert_close(one.losses, other.losses, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_by_quarter_of_t(tmp_path, pack):
+    """Each image counts in the quarter of its t, and together they make the loss."""
+    training = start(tmp_path / "run", pack, config_of())
+    window = trainer._Window(training)
+    training.step, t = 1, torch.tensor([0, 4, 5, 19])  # T is 20
+    window.add(trainer._Done(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, torch.tensor(1.0)))
+    line = window.line(1e-3)
+    assert [line[f"loss_q{i}"] for i in (1, 2, 3, 4)] == [2.0, 5.0, None, 7.0]
+    assert line["loss"] == 4.0
 
 
 def test_a_lost_run_is_not_saved_on_its_way_out(tmp_path, pack, monkeypatch):

@@ -330,6 +330,7 @@ class TrainConfig(_Strict):
     steps: int  # in all, resumed or not
     batch_size: int
     lr: float  # Adam's, after the warm-up
+    accumulate: int = 1  # parts in which a batch goes through the network
     lr_warmup: int = 5000  # steps over which lr rises linearly from 0
     ema_decay: float = 0.9999
     grad_clip: float = 1.0  # largest norm of the gradient
@@ -341,7 +342,7 @@ class TrainConfig(_Strict):
     keep_every: int | None = None  # and those of every so many steps
 
     # What may differ between the parts of a resumed run: it changes when and where, never what is learned.
-    FREE = ("steps", "save_every", "sample_every", "keep", "keep_every")
+    FREE = ("steps", "save_every", "sample_every", "keep", "keep_every", "accumulate")
 
 
 @dataclass(frozen=True)

@@ -19,24 +19,24 @@ LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Sec
 def training_loss(
     unet: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor
 ) -> Tensor:
-    """L_simple = E ||eps - eps_theta(x_t, t)||^2, as a mean over everything (Eq. 14; lines 5 of Algorithm 1).
+    """L_simple = ||eps - eps_theta(x_t, t)||^2 of each image, as a mean over it (Eq. 14; line 5 of Algorithm 1).
 
     For a network that predicts x_0 or v, the same of that. If it says the variance too, L_hybrid = L_simple +
     0.001 L_vlb, in which the bound teaches the variance alone (Nichol and Dhariwal 2021, Eq. 16).
 
-    x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T). Returns a float32 scalar: 1 for a network that
-    predicts no noise at all, near 0.03 for a good one on photographs.
+    x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T). Returns (B,) float32: on average 1 for a network
+    that predicts no noise at all, near 0.03 for a good one on photographs.
     """
     x_t = schedule.q_sample(x_0, t, eps)
     output = unet(x_t, t).float()
     channels = x_0.shape[1]
     prediction = output[:, :channels]
-    loss = F.mse_loss(prediction, schedule.target(x_0, t, eps))
+    loss = F.mse_loss(prediction, schedule.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
     if output.shape[1] > channels:
         log_variance = schedule.learned_log_variance(output[:, channels:], t)
         mean = schedule.posterior_mean(schedule.predict_x_0(x_t, t, prediction.detach()), x_t, t)
         # t is drawn evenly, so T times a term is on average the sum over t that L_vlb is (in bits, as in their code).
-        loss = loss + LAMBDA * schedule.T * bound_term(schedule, x_0, x_t, t, mean, log_variance).mean() / math.log(2)
+        loss = loss + LAMBDA * schedule.T * bound_term(schedule, x_0, x_t, t, mean, log_variance) / math.log(2)
     return loss
 
 

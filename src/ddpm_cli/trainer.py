@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -88,6 +88,14 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
+class _Done(NamedTuple):
+    """A training step: the loss of each image and its t, both (B,), and the norm of the gradient before clipping."""
+
+    losses: Tensor
+    t: Tensor
+    grad_norm: Tensor
+
+
 class _Window:
     """Means since the last line of metrics.jsonl. The sums stay on the device until somebody looks at them."""
 
@@ -100,12 +108,22 @@ class _Window:
 
     def reset(self) -> None:
         self._start = (self._trainer.step, self._trainer.seconds)
-        self._loss = torch.zeros((), device=self._trainer.device)
-        self._grad_norm = torch.zeros((), device=self._trainer.device)
+        device = self._trainer.device
+        self._loss = torch.zeros((), device=device)
+        self._grad_norm = torch.zeros((), device=device)
+        self._by_t = torch.zeros(4, device=device)  # losses of the images with t in each quarter
+        self._images = torch.zeros(4, device=device)  # and how many they were
+        self._bad = torch.full((2,), math.inf, device=device)  # the first step with a bad loss, and a bad gradient
 
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
+    def add(self, done: _Done) -> None:
+        loss = done.losses.mean()
         self._loss += loss
-        self._grad_norm += grad_norm
+        self._grad_norm += done.grad_norm
+        quarter = done.t * 4 // self._trainer.schedule.T
+        self._by_t.index_add_(0, quarter, done.losses)
+        self._images.index_add_(0, quarter, torch.ones_like(done.losses))
+        finite = torch.stack([loss, done.grad_norm]).isfinite()
+        self._bad = torch.where(finite, self._bad, self._bad.clamp(max=self._trainer.step))
 
     def age(self) -> float:
         """Seconds since `progress` was last called."""
@@ -122,9 +140,11 @@ class _Window:
         steps = trainer.step - self._start[0]
         loss, grad_norm = self._loss.item() / steps, self._grad_norm.item() / steps
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            bad_loss, bad_gradient = self._bad.tolist()
+            cause = "loss" if bad_loss <= bad_gradient else "gradient"
             kept = checkpoint.checkpoints(trainer.run)
             raise TrainingError(
-                f"the loss is not finite at step {trainer.step} (loss {loss}, gradient norm {grad_norm})",
+                f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}",
                 (f"{kept[-1]} is safe: --resume goes on from there. " if kept else "")
                 + "Try --precision fp32, or a new run with a smaller --lr.",
             )
@@ -145,15 +165,17 @@ class _Window:
             seconds_left=(settings.steps - trainer.step) / self._rate,
         )
 
-    def line(self, lr: float) -> dict[str, float]:
-        """A line of metrics.jsonl."""
+    def line(self, lr: float) -> dict[str, float | None]:
+        """A line of metrics.jsonl. loss_q1..4: of the images whose t was in that quarter, least noise first."""
         trainer = self._trainer
         loss, grad_norm = self._means()
+        quarters = zip(self._by_t.tolist(), self._images.tolist(), strict=True)
         step, seconds = self._start
         rate = (trainer.step - step) / max(trainer.seconds - seconds, 1e-9)
         return {
             "step": trainer.step,
             "loss": round(loss, 6),
+            **{f"loss_q{i}": round(sum_ / n, 6) if n else None for i, (sum_, n) in enumerate(quarters, 1)},
             "lr": lr,
             "grad_norm": round(grad_norm, 6),
             "images_per_second": round(rate * trainer.config.train.batch_size, 2),
@@ -235,8 +257,8 @@ class Trainer:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step]
             write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
-    def train_step(self) -> tuple[Tensor, Tensor]:
-        """One pass of Algorithm 1's loop, and the average of Section 4. Returns the loss and the gradient's norm."""
+    def train_step(self) -> _Done:
+        """One pass of Algorithm 1's loop, and the average of Section 4."""
         settings = self.config.train
         seed_everything(settings.seed, self.step)
         batch = self.pack[self.batches[self.step]]
@@ -249,16 +271,21 @@ class Trainer:
         t = torch.randint(self.schedule.T, (len(x_0),), device=self.device)
         eps = torch.randn_like(x_0)
 
-        with autocast(self.device, self.dtype):
-            loss = training_loss(self.unet, self.schedule, x_0, t, eps)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = []
+        # The gradient of the whole batch, from parts of it that fit into memory: what is drawn does not depend on them.
+        parts = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
+        for part in parts:
+            with autocast(self.device, self.dtype):
+                loss = training_loss(self.unet, self.schedule, *part)
+            (loss.sum() / len(x_0)).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self.optimizer.param_groups[0]["lr"] = self._lr()
         self.optimizer.step()
         self.ema.update(self.parameters)
         self.step += 1
-        return loss.detach(), grad_norm
+        return _Done(torch.cat(losses), t, grad_norm)
 
     def _lr(self) -> float:
         settings = self.config.train
@@ -322,7 +349,7 @@ class Trainer:
         saved_step = self.step
         while self.step < settings.steps and not should_stop():
             started = time.perf_counter()
-            window.add(*self.train_step())
+            window.add(self.train_step())
             done = self.step == settings.steps
             log = done or self.step % settings.log_every == 0
             save = done or self.step % settings.save_every == 0 or time.monotonic() > save_at

@@ -91,4 +91,4 @@ def _explain(error: Exception, arguments: list[str]) -> int:
 
 
 _COMMANDS = [command.name for command in app.registered_commands]
-_MEMORY_HINT = "Use a smaller --batch-size, or a smaller --size or --preset for a new model."
+_MEMORY_HINT = "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model."

@@ -91,6 +91,15 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="Images a step.")
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            "--accumulate",
+            parser=options.parse_count,
+            metavar="N",
+            help="Put a batch through the network in N parts: as good, slower, and in less memory.",
+        ),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", metavar="RATE", help="Adam's learning rate after its warm-up.")
     ] = None,
@@ -152,6 +161,7 @@ def train(
         "train": {
             "steps": steps,
             "batch_size": batch_size,
+            "accumulate": accumulate,
             "lr": lr,
             "seed": seed,
             "save_every": save_every,
@@ -178,6 +188,8 @@ def train(
     with console.bar("decoding images", len(source.files)) as update:
         pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
 
+    if config.train.accumulate > config.train.batch_size:
+        raise UsageError(f"--accumulate {config.train.accumulate}: a batch has only {config.train.batch_size} images")
     trainer = Trainer(run, config, pack, where, dtype, _base_weights(run, config, bool(old), console))
     if old:
         _go_on(trainer, force, console)
@@ -389,7 +401,10 @@ def _header(
     console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
     about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
     console.note(f"  model    {about}{f', from {config.base}' if config.base else ''}")
-    console.note(f"  training {train.steps} steps of {train.batch_size} images, lr {train.lr:g}, seed {train.seed}")
+    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+    console.note(
+        f"  training {train.steps} steps of {train.batch_size} images{parts}, lr {train.lr:g}, seed {train.seed}"
+    )
     console.note(f"  device   {machine}")
     for name, reason in pack.left_out[:_NAMED]:
         console.warn(f"left out {name}: {reason}")
