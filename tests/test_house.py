@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
     *("errors", "config", "files", "device", "images", "dataset", "plan", "schedule", "noised", "unet", "objective"),
-    *("samplers", "ema", "pretrained", "about", "convert", "checkpoint", "hub", "publish", "model", "trainer"),
+    *("samplers", "ema", "pretrained", "about", "convert", "checkpoint", "hub", "publish", "model", "trainer", "plot"),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ddpm_cli import __version__
-from ddpm_cli.cli import convert, info, noise, push, sample, trace, train
+from ddpm_cli.cli import convert, info, noise, plot, push, sample, trace, train
 from ddpm_cli.cli.console import print_error
 from ddpm_cli.errors import DDPMError
 
@@ -47,6 +47,7 @@ app.command("noise")(noise.noise)
 app.command("denoise-trace")(trace.denoise_trace)
 app.command("info")(info.info)
 app.command("push")(push.push)
+app.command("plot")(plot.plot)
 # Names of options may be written with _ too, as improved-diffusion's flags are.
 app.command("convert", context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})(convert.convert)
 

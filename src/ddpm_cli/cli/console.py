@@ -52,6 +52,7 @@ class Console:
         self.as_json = as_json
         self.quiet = quiet
         self._err = _stderr()
+        self.width = self._err.width  # columns of the terminal
         self.live = self._err.is_terminal and not quiet  # whether there is somebody to watch a bar
 
     def note(self, text: str = "", style: str | None = None) -> None:

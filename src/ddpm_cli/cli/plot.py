@@ -1,0 +1,58 @@
+"""`ddpm plot`: the numbers of a run as curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpm_cli.cli import options
+from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.output import deliver, pick_target
+from ddpm_cli.errors import DataError
+
+__all__ = ["plot"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def plot(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run of ddpm train. Default: the newest in ./runs.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="A .png (.jpg, .webp), or - for stdout. Default: RUN/plot.png."
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+) -> None:
+    """Draw a run's loss, gradient norm, learning rate and speed, as a picture and as text in the terminal."""
+    console = Console("plot", as_json, quiet)
+    run = run or _newest(Path("runs"))
+    from ddpm_cli import plot as curves
+
+    lines = curves.read_metrics(run)
+    # A run's own plot is there to be drawn again; a file that somebody named is not.
+    target = pick_target(output, str(run / "plot.png"), _SUFFIXES, console, force or output is None)
+    charts = curves.charts(lines)
+    from ddpm_cli.images import picture_bytes
+
+    if console.live:
+        columns = max(20, min(console.width - 12, 100))
+        for chart in charts:
+            console.note(curves.text(chart, columns))
+            console.note()
+    data = picture_bytes(curves.draw(charts, f"{run.resolve().name}, step {lines[-1]['step']}"), target.suffix)
+    deliver(target, data, console, run=str(run), **lines[-1])
+
+
+def _newest(runs: Path) -> Path:
+    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/metrics.jsonl")]
+    if not found:
+        raise DataError(f"no run given, and none under {runs}/", "ddpm plot RUN")
+    return max(found)[1]
