@@ -259,6 +259,13 @@ def ddim(folder: Path) -> Path:
     return folder
 
 
+def averaged(folder: Path) -> Path:
+    """As EMAModel.save_pretrained leaves it."""
+    edit(folder / "unet" / "config.json", decay=0.9999, inv_gamma=1.0, power=0.75, optimization_step=100)
+    edit(folder / "unet" / "config.json", min_decay=0.0, update_after_step=0, use_ema_warmup=True)
+    return folder
+
+
 def solver(folder: Path) -> Path:
     DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(folder / "scheduler")
     return folder
@@ -279,6 +286,7 @@ LAYOUTS = {
     "flat old names": lambda folder: flat(renamed(folder)),
     "no class name": without_class_name,
     "DDIM": ddim,
+    "averaged by diffusers": averaged,
     "DPM-Solver": solver,
 }
 

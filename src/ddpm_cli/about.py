@@ -147,11 +147,11 @@ def _joined(form: str, *values: object) -> str | None:
 def trained(folder: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """How the model in a folder was trained: its recipe, if it is one of ours, and otherwise what its card says."""
     with contextlib.suppress(OSError, ValueError):  # a damaged one, or another program's, is none
-        values = json.loads((folder / RECIPE).read_text())
+        values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         if isinstance(values, dict) and "train" in values:
             return values, {}
     try:
-        return None, _said_in_card((folder / CARD).read_text(errors="replace"))
+        return None, _said_in_card((folder / CARD).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None, {}
 

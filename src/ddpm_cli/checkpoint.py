@@ -74,7 +74,7 @@ def save_model(
         (folder / RECIPE).write_bytes(json_bytes(recipe))
     if preview:
         (folder / PREVIEW).write_bytes(preview)
-    (folder / CARD).write_text(model_card(facts(unet, schedule), recipe, preview is not None))
+    (folder / CARD).write_bytes(model_card(facts(unet, schedule), recipe, preview is not None).encode())
 
 
 @contextlib.contextmanager

@@ -131,6 +131,11 @@ class UNetConfig(_Strict):
     _DOWN_BLOCKS = frozenset(("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"))
     _UP_BLOCKS = frozenset(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"))
 
+    # What diffusers' EMAModel leaves among them; it says how the weights were averaged, which is over.
+    _IGNORED = frozenset(
+        ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+    )
+
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
@@ -188,7 +193,7 @@ class UNetConfig(_Strict):
             raise ModelError(f"its network is a {name}, not a UNet2DModel", _why_not(name))
         if values.get("num_class_embeds") is not None or values.get("class_embed_type") is not None:
             raise ModelError("it is class-conditional, and ddpm runs unconditional models")
-        values = {_OLD_UNET_KEYS.get(key, key): value for key, value in values.items()}
+        values = {_OLD_UNET_KEYS.get(key, key): value for key, value in values.items() if key not in cls._IGNORED}
         if values.get("time_embedding_type") == "fourier":
             raise ModelError("it is a score-based SDE model, not a DDPM (time_embedding_type='fourier')")
         rest: dict[str, Any] = cls._DIFFUSERS_DEFAULTS | _drop_fixed(values, cls._FIXED)

@@ -52,7 +52,7 @@ def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]
                 files[name] = located.folder / name
         card = located.folder / CARD
         about, preview = facts(unet.config, schedule), PREVIEW in files
-        ours = not card.is_file() or card.read_text() == model_card(about, recipe, preview)
+        ours = not card.is_file() or card.read_bytes() == model_card(about, recipe, preview).encode()
         files[CARD] = model_card(about, recipe, preview, address).encode() if ours else card
         yield files
 

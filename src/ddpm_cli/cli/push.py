@@ -41,8 +41,8 @@ def push(
         raise UsageError(f"{repository}: not a name on the Hub", "Write org/name, or your user name for org.")
     if not Path(model).expanduser().exists():
         raise ModelError(f"{model}: no such file or directory", "Give a run or a model directory on this machine.")
-    if not (yes or sys.stdin.isatty()):
-        raise UsageError("--yes is needed where nobody can be asked")
+    if not yes and (quiet or not sys.stdin.isatty()):
+        raise UsageError("--yes is needed where nobody can be asked, or is told what is sent")
 
     from ddpm_cli import hub, publish
     from ddpm_cli.about import CARD
