@@ -75,6 +75,7 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
     attention = ", ".join(f"{size}x{size}" for size in model["attention"]) or "no resolution"
     betas = f", beta from {model['beta_start']:g} to {model['beta_end']:g}" if "_" not in _kind(model) else ""
     count = f"{model['parameters'] / 1e6:.1f}M" if model["parameters"] >= 1e5 else str(model["parameters"])
+    blocks = model["layers_per_block"]
     limits = "left as they are"
     if model["thresholding"]:
         limits = "scaled into [-1, 1] by dynamic thresholding"
@@ -82,7 +83,7 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
         limits = f"clipped to [-{model['clip_sample_range']:g}, {model['clip_sample_range']:g}]"
     return {
         "images": f"{model['size']}x{model['size']} {'gray' if model['channels'] == 1 else 'RGB'}",
-        "network": f"{count} parameters, {model['layers_per_block']} blocks a level",
+        "network": f"{count} parameters, {blocks} block{'s' if blocks > 1 else ''} a level",
         "channels": channels,
         "attention": f"at {attention}",
         "predicts": _PREDICTS[model["prediction_type"]],
@@ -176,9 +177,11 @@ def _said_in_card(text: str) -> dict[str, str]:
 
 
 _DIFFUSERS = """\
-    from diffusers import DDPMPipeline
+```python
+from diffusers import DDPMPipeline
 
-    image = DDPMPipeline.from_pretrained({})().images[0]"""
+image = DDPMPipeline.from_pretrained({})().images[0]
+```"""
 
 
 def model_card(
@@ -209,8 +212,8 @@ def model_card(
         f"A [denoising diffusion probabilistic model](https://arxiv.org/abs/2006.11239){on}.",
         *([f"![Samples]({PREVIEW})"] if preview else []),
         "## Use",
-        f"    pip install ddpm-cli\n    ddpm sample -m {where} --n 64 -o grid.png\n"
-        f"    ddpm denoise-trace -m {where} -o trace.gif",
+        f"```sh\npip install ddpm-cli\nddpm sample -m {where} --n 64 -o grid.png\n"
+        f"ddpm denoise-trace -m {where} -o trace.gif\n```",
         *(["or in Python, with diffusers:", _DIFFUSERS.format(json.dumps(where))] if in_diffusers else []),
         "## The model",
         _table(words(model)),
