@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, X_Error_Code="RepoNotFound")
         elif rest[:1] == ["tree"]:
             self.answer(200, [self.entry(path, data) for path, data in repo.files.items()])
-        elif rest[:1] == ["revision"] and rest[1] not in ("main", "v1", repo.sha):
+        elif rest[:1] == ["revision"] and rest[1] not in ("main", "v1", "refs%2Fpr%2F1", repo.sha):
             self.answer(404, X_Error_Code="RevisionNotFound")
         else:
             siblings = [{"rfilename": path} | self.entry(path, data) for path, data in repo.files.items()]

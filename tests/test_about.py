@@ -1,6 +1,7 @@
 """What a model says of itself: `ddpm info`, and the card that goes with it."""
 
 import json
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -8,7 +9,7 @@ from huggingface_hub import ModelCard
 import hub_server
 from conftest import SMALL, write_model
 from ddpm_cli import DDPM
-from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card, trained, words
+from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, is_generated, model_card, trained, words
 from ddpm_cli.config import PRESETS, ScheduleConfig
 
 # As diffusers' training example writes it.
@@ -146,3 +147,25 @@ def test_a_card_knows_where_it_is_and_what_it_came_from():
 def test_save_pretrained_keeps_how_it_was_trained(finished_run, tmp_path):
     DDPM.from_pretrained(finished_run).save_pretrained(tmp_path / "copy")
     assert trained(tmp_path / "copy")[0] == trained(finished_run / "checkpoints" / "step-00000004")[0]
+
+
+def test_cards_and_recipes_of_others_cannot_deceive(cli, small_model, tmp_path):
+    """A card is text from anywhere: it replaces no fact, and its control codes reach no terminal."""
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model)
+    (model / CARD).write_text("## Hyperparameters\n- variance: none at all\n- note: \x1b]0;owned\x07 hello\n")
+    out = cli("info", model)[1]
+    assert "variance   fixed, the small one" in out
+    assert "none at all" not in out
+    assert "\x1b" not in out
+    for junk in ('{"train": {}}', '{"train": {}, "images": {"flip": []}}'):
+        (model / RECIPE).write_text(junk)
+        assert cli("info", model)[0] == 0
+        DDPM.from_pretrained(model).save_pretrained(tmp_path / "copy")
+
+
+def test_only_a_generated_card_counts_as_ours():
+    text = model_card(facts(SMALL, ScheduleConfig()), None, preview=False)
+    assert is_generated(text)
+    assert not is_generated(text.replace("gray", "grey"))
+    assert not is_generated("mine")

@@ -134,3 +134,12 @@ def test_a_read_only_disk(digits, small_disk):
     assert result.returncode == 1
     assert result.stderr.count("Error: ") == 1
     assert "Read-only file system" in result.stderr
+
+
+def test_a_folder_with_a_name_of_any_bytes(cli, digits, tmp_path):
+    """The name goes onto the model card, which must never cost a checkpoint."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(digits, folder)
+    code, _, err = cli("train", folder, "-o", RUN, "--steps", 2, *TRAIN)
+    assert code == 0, err
+    assert "caf\ufffd" in (RUN / "checkpoints" / "step-00000002" / "README.md").read_text()

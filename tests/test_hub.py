@@ -92,6 +92,7 @@ def test_revisions_and_pages(server):
         "org/small@v1",
         f"{hub_server.URL}/org/small",
         f"{hub_server.URL}/org/small/tree/v1",
+        f"{hub_server.URL}/org/small/tree/refs%2Fpr%2F1",
         f"{hub_server.URL}/org/small/blob/main/unet/config.json?download=true",
         "https://huggingface.co/org/small",
         "https://hf.co/org/small/",
@@ -186,6 +187,40 @@ def test_a_repository_that_lacks_a_file(server, gone, said):
     for name in [name for name in files if name.startswith(gone)]:
         del files[name]
     assert said in refusal("org/small")
+
+
+@pytest.mark.parametrize("token", ["hf_secret\x0bABC", "hf_s\xe9cret", "hf secret"])
+def test_a_damaged_token_is_not_printed(server, monkeypatch, token):
+    """The HTTP library would complain about the header, with the header."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    said = refusal("org/small")
+    assert "token for the Hugging Face Hub is damaged" in said
+    assert "cret" not in said
+    assert server.requests == []
+
+
+def test_what_is_left_of_a_sharded_model_is_no_model(server):
+    """Offline with one of two shards: it is the network that is named, not the model's author."""
+    files = server.repos["org/small"].files
+    shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for shard in shards:
+        files[shard] = files[WEIGHTS] + shard.encode()
+    del (
+        files[WEIGHTS],
+        files["unet/diffusion_pytorch_model.bin"],
+        files["unet/diffusion_pytorch_model.fp16.safetensors"],
+    )
+    server.faults[shards[1]] = 403
+    assert "the Hub answered 403" in refusal("org/small")
+    assert "hf auth login" in refusal("org/small")
+    server.faults[""] = 503
+    assert "the Hub answered 503" in refusal("org/small")
+
+
+def test_a_cached_model_has_the_same_address(server):
+    first = hub.resolve("org/small")
+    server.faults[""] = 429
+    assert hub.resolve("org/small").address == first.address == f"org/small@{server.repos['org/small'].sha}"
 
 
 # --- on disk ---

@@ -12,7 +12,7 @@ from conftest import SMALL, write_model
 from ddpm_cli import DDPM, checkpoint
 from ddpm_cli.config import PRESETS, ScheduleConfig
 from ddpm_cli.device import ImageNoise
-from ddpm_cli.errors import ModelError, UsageError
+from ddpm_cli.errors import DataError, ModelError, UsageError
 from ddpm_cli.files import new_directory
 
 
@@ -252,3 +252,36 @@ def test_config_round_trip():
         assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
     schedule = ScheduleConfig(2, trained_betas=(0.1, 0.2))
     assert ScheduleConfig.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
+
+
+def test_values_of_other_types_are_named():
+    for values, said in [
+        ({"num_train_timesteps": "10"}, "num_train_timesteps='10'"),
+        ({"num_train_timesteps": -1}, "num_train_timesteps=-1"),
+        ({"beta_start": "0.1"}, "beta_start='0.1'"),
+        ({"clip_sample": 1}, "clip_sample=1"),
+        ({"trained_betas": [0.1, "x"]}, "trained_betas='x'"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            ScheduleConfig.from_dict(values)
+    assert ScheduleConfig.from_dict({"num_train_timesteps": 50.0}).num_train_timesteps == 50
+    for key, value in [
+        ("freq_shift", None),
+        ("mid_block_scale_factor", "2"),
+        ("layers_per_block", 0),
+        ("dropout", "a"),
+    ]:
+        with pytest.raises(ModelError, match=key):
+            type(SMALL).from_dict(SMALL.to_dict() | {key: value})
+
+
+def test_what_is_not_a_model_is_not_replaced(small_model, tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    model = DDPM.from_pretrained(small_model)
+    with pytest.raises(ModelError, match="not just a model"):
+        model.save_pretrained(tmp_path / "notes")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="the folder you are in"):
+        model.save_pretrained(".")

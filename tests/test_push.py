@@ -150,9 +150,25 @@ def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch
     assert "the Hub answered 500" in refusal(run, "me/digits")
     server.faults.clear()
     server.read_only = True
-    assert "does not let you write there (403)" in refusal(run, "me/new")
+    assert "does not let you in there (403)" in refusal(run, "me/new")
     weights = Path(run) / "checkpoints" / "step-00000004" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "cannot be read" in refusal(run, "me/new")
     monkeypatch.delenv("HF_TOKEN")
     assert "you are not logged in" in refusal(str(small_model), "me/new")
+
+
+def test_private_is_not_taken_lightly(cli, server, run):
+    server.repos["me/open"] = hub_server.Repo()
+    code, _, err = cli("push", run, "me/open", "--private", "--yes", "-q")
+    assert code == 2
+    assert "is there already, and public" in err
+    assert server.repos["me/open"].files == {}
+
+
+def test_no_folder_of_the_machine_is_sent(cli, server, tmp_path):
+    written_by_diffusers(MODELS["T=200"], tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(path.read_text().replace("{", '{"_name_or_path": "/home/me/secret",', 1))
+    assert cli("push", tmp_path / "model", "me/model", "--yes")[0] == 0
+    assert not any(b"secret" in data for data in server.repos["me/model"].files.values())

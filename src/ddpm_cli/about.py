@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ __all__ = [
     "CARD",
     "PREVIEW",
     "RECIPE",
-    "_said_in_card",
     "facts",
+    "is_generated",
     "model_card",
     "recipe",
     "recipe_in_words",
@@ -130,7 +131,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
         "data": _joined("{} images, {}", images.get("count"), images.get("name")),
         "made": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
-        "mirrored": {True: "half of them", False: "never"}.get(images.get("flip", "")),
+        "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
         "EMA decay": train.get("ema_decay"),
@@ -138,7 +139,12 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "started from": values.get("base"),
         "trained by": _joined("ddpm {}", values.get("version")),
     }
-    return {key: str(value) for key, value in shown.items() if value is not None}
+    return {key: _printable(str(value)) for key, value in shown.items() if value is not None}
+
+
+def _printable(text: str) -> str:
+    """Without control codes, which a terminal would obey."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def _joined(form: str, *values: object) -> str | None:
@@ -149,7 +155,7 @@ def trained(folder: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """How the model in a folder was trained: its recipe, if it is one of ours, and otherwise what its card says."""
     with contextlib.suppress(OSError, ValueError):  # a damaged one, or another program's, is none
         values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "train" in values:
+        if isinstance(values, dict) and all(isinstance(values.get(key), dict) for key in ("images", "train")):
             return values, {}
     try:
         return None, _said_in_card((folder / CARD).read_text(encoding="utf-8", errors="replace"))
@@ -173,7 +179,7 @@ def _said_in_card(text: str) -> dict[str, str]:
     section = re.search(r"^#+ [^\n]*hyper-?parameters[^\n]*$(?P<body>.*?)(?=^#|\Z)", text, re.M | re.S | re.I)
     if section:
         found |= {match["key"]: match["value"].strip() for match in _HYPERPARAMETER.finditer(section["body"])}
-    return found
+    return {_printable(key): _printable(value) for key, value in found.items()}
 
 
 _DIFFUSERS = """\
@@ -193,10 +199,10 @@ def model_card(
     address: where it will be on the Hub, org/name.
     """
     title = address.split("/")[-1] if address else "A denoising diffusion model"
-    base = (trained or {}).get("base")
+    base = str((trained or {}).get("base") or "")
     on = f" of {words(model)['images']} images"
     if trained:
-        on += f", trained on {trained['images']['count']} images ({trained['images']['name']})"
+        on += f", trained on {trained['images'].get('count')} images ({trained['images'].get('name')})"
     where = address or "path/to/this/folder"
     in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # which would be an error there
     metadata = [
@@ -219,7 +225,21 @@ def model_card(
         _table(words(model)),
         *(["## Training", _table(recipe_in_words(trained))] if trained else []),
     ]
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    return text + _MARK.format(_digest(text))
+
+
+_MARK = "\n<!-- written by ddpm, {} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def is_generated(card: str) -> bool:
+    """Whether a model card is as `model_card` wrote it, in whatever version, and no hand has changed it."""
+    text, mark, rest = card.rpartition(_MARK.partition("{}")[0])
+    return bool(mark) and rest.startswith(_digest(text))
 
 
 def _table(rows: Mapping[str, str]) -> str:

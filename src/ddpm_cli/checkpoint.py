@@ -32,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "add_preview",
     "checkpoints",
+    "configurations",
     "is_only_a_model",
     "is_run",
     "load_training",
@@ -51,6 +52,13 @@ _INDEX = {
 }
 
 
+def configurations(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, bytes]:
+    """The JSON files of a pipeline, by their names."""
+    values = {"model_index.json": _INDEX, "unet/config.json": unet.to_dict()}
+    values["scheduler/scheduler_config.json"] = schedule.to_dict()
+    return {name: json_bytes(value) for name, value in values.items()}
+
+
 def save_model(
     folder: Path,
     weights: Mapping[str, Tensor],
@@ -63,18 +71,18 @@ def save_model(
 
     weights: a UNet's state dict; saved as float32. recipe: see `about.recipe`. preview: a grid of samples, as PNG.
     """
-    (folder / "unet").mkdir()
-    (folder / "scheduler").mkdir()
-    (folder / "model_index.json").write_bytes(json_bytes(_INDEX))
-    (folder / "unet" / "config.json").write_bytes(json_bytes(unet.to_dict()))
-    (folder / "scheduler" / "scheduler_config.json").write_bytes(json_bytes(schedule.to_dict()))
+    for name, data in configurations(unet, schedule).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
     save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
     if recipe:
         (folder / RECIPE).write_bytes(json_bytes(recipe))
     if preview:
         (folder / PREVIEW).write_bytes(preview)
-    (folder / CARD).write_bytes(model_card(facts(unet, schedule), recipe, preview is not None).encode())
+    (folder / CARD).write_bytes(
+        model_card(facts(unet, schedule), recipe, preview is not None).encode("utf-8", "replace")
+    )
 
 
 @contextlib.contextmanager
@@ -90,13 +98,14 @@ def add_preview(
 ) -> None:
     """Put a grid of samples that was drawn later into a model's folder, and onto its card."""
     write_file(folder / PREVIEW, preview)
-    write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode())
+    write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode("utf-8", "replace"))
 
 
 def is_only_a_model(folder: Path) -> bool:
     """Whether a folder holds nothing but what `save_model` writes, or nothing at all."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
     ours = {"model_index.json", "unet", "scheduler", CARD, PREVIEW, RECIPE}
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= ours
+    return not names or ("model_index.json" in names and names <= ours)
 
 
 @dataclass(frozen=True)

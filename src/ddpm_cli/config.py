@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from ddpm_cli.errors import ModelError, UsageError
 
@@ -64,7 +65,23 @@ class _Strict:
         required = (f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)  # type: ignore[arg-type]
         if missing := sorted(set(required) - set(values)):
             raise ModelError(f"setting {missing[0]!r} is missing in a {cls.__name__}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        hints = get_type_hints(cls)
+        return cls(**{key: _typed(key, value, hints[key]) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """A JSON value as a field's type wants it: lists as tuples, 2.0 as 2. Raises ModelError on another type."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            return tuple(_typed(key, item, get_args(kind)[0]) for item in value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if kind is float and type(value) is int:
+            return value
+        if get_origin(kind) is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    raise ModelError(f"{key}={value!r} is no {getattr(hint, '__name__', hint)}")
 
 
 def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -138,6 +155,10 @@ class UNetConfig(_Strict):
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        counts = ("sample_size", "layers_per_block", "norm_num_groups")
+        for key, count in [*((key, getattr(self, key)) for key in counts), ("block_out_channels", levels)]:
+            if count < 1:
+                raise ModelError(f"{key} must be 1 at least")
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ModelError("block_out_channels, down_block_types and up_block_types must have the same length")
         for blocks, known in ((self.down_block_types, self._DOWN_BLOCKS), (self.up_block_types, self._UP_BLOCKS)):
@@ -278,6 +299,8 @@ class ScheduleConfig(_Strict):
         ):
             if getattr(self, key) not in allowed:
                 raise ModelError(f"{key}={getattr(self, key)!r} is not supported", f"ddpm knows {', '.join(allowed)}.")
+        if self.num_train_timesteps < 1:
+            raise ModelError(f"num_train_timesteps={self.num_train_timesteps}: there must be one at least")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ModelError(f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} steps")
 

@@ -51,6 +51,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
     aside when the new one is complete, and then removed.
     """
+    path = path.absolute()
+    if path == Path.cwd():
+        raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ from ddpm_cli.config import HUB_NAME
 from ddpm_cli.errors import ModelError
 from ddpm_cli.pretrained import ModelFiles, read_configs
 
-__all__ = ["Located", "resolve", "status_of"]
+__all__ = ["Located", "check_token", "resolve", "status_of"]
 
 _PART = r"\w(?:[\w.-]*\w)?"
 _HUB_NAME = re.compile(rf"(?P<name>{HUB_NAME})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
@@ -68,7 +69,7 @@ def _parse_url(url: str) -> tuple[str, str | None]:
     """The repository and revision of a page on the Hub: https://huggingface.co/org/name[/tree|blob|resolve/REVISION]."""
     parts = urlsplit(url)
     hosts = {*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
-    words = unquote(parts.path).strip("/").split("/")
+    words = [unquote(word) for word in parts.path.strip("/").split("/")]
     if parts.scheme in ("http", "https") and parts.netloc in hosts and len(words) >= 2:
         revision = words[3] if len(words) > 3 and words[2] in ("tree", "blob", "resolve", "commit") else None
         if match := _HUB_NAME.fullmatch("/".join(words[:2]) + (f"@{revision}" if revision else "")):
@@ -142,6 +143,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    check_token()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said below, once
     quiet = quiet or are_progress_bars_disabled()
     at = f"{name}@{revision}" if revision else name
@@ -151,7 +153,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
             raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = ModelFiles.among(sizes)
-        about = [] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
+        about = [RECIPE] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
         disable_progress_bars()  # for files of a few hundred bytes
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
         _verify(folder, files.small)
@@ -176,19 +178,32 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         raise ModelError(f"{at}: no such directory, and not a name on the Hub ({error})") from None
     except ModelError as error:
         raise ModelError(error.message if name in error.message else f"{name}: {error.message}", error.hint) from None
-    except Exception as error:  # besides its own, huggingface_hub lets through whatever its HTTP library raises
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
-            raise
+    except Exception as error:  # besides its own, huggingface_hub lets through whatever the libraries below it raise
         status = status_of(error)
-        if (status is None or status >= 500) and (cached := _in_cache(name, revision, weights)):
+        if (status is None or status == 429 or status >= 500) and (cached := _in_cache(name, revision, weights)):
             return cached
         reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ModelError(
-            f"{name}: could not be fetched from the Hugging Face Hub ({reason})",
-            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept.",
-        ) from None
+        hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept."
+        if status in (401, 403):
+            hint = "The Hub does not let you in: hf auth login, or mend HF_TOKEN."
+        raise ModelError(f"{name}: could not be fetched from the Hugging Face Hub ({reason})", hint) from error
     size = sum(sizes[file] for file in files.weights)
     return Located(folder, files, f"{name}@{folder.name[:7]}", f"{name}@{folder.name}", size)
+
+
+def check_token() -> None:
+    """Raises ModelError on a token that no request can carry: the HTTP library would print it in its complaint."""
+    from huggingface_hub import get_token
+
+    try:
+        token = get_token() or "none"
+    except UnicodeError:
+        token = ""
+    if not re.fullmatch("[!-~]+", token):
+        raise ModelError(
+            "the token for the Hugging Face Hub is damaged: it has characters that no token has",
+            "hf auth login, or mend HF_TOKEN.",
+        )
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -210,10 +225,12 @@ def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
         path = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(path, str):
             folder = Path(path).parents[file.count("/")]
-            files = ModelFiles.in_folder(folder)
-            if files.weights or not weights:
-                _verify(folder, [*files.small, *files.weights])
-                return _located(folder, files, f"{name}@{folder.name[:7]} (from the cache; the Hub cannot be reached)")
+            with contextlib.suppress(ModelError):  # incomplete or damaged: then it is the network that is to blame
+                files = ModelFiles.in_folder(folder)
+                if files.weights or not weights:
+                    _verify(folder, [*files.small, *files.weights])
+                    origin = f"{name}@{folder.name[:7]} (from the cache; the Hub cannot be reached)"
+                    return _located(folder, files, origin, f"{name}@{folder.name}")
     return None
 
 
@@ -235,8 +252,9 @@ def _verify(folder: Path, names: Sequence[str]) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         if digest.hexdigest() != blob.name:
-            path.unlink()
-            blob.unlink()
+            stored = path.resolve()  # the blob, or what it links to in a store that repositories share
+            for doomed in (path, blob, stored):
+                doomed.unlink(missing_ok=True)
             raise ModelError(
                 f"{name}: what was downloaded has not the hash that the Hub names",
                 "It was damaged on the way, and is removed. Try again.",

@@ -65,7 +65,8 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_sigma: Tensor) -> 
 
     x_0: in [-1, 1], at the 256 values k / 127.5 - 1; the outermost intervals reach to infinity. Elementwise.
     """
-    centred, inverse = x_0 - mean, (-log_sigma).exp()
+    # A narrower Gaussian lies within one interval anyway, and would overflow where this is computed and not used.
+    centred, inverse = x_0 - mean, (-log_sigma.clamp(min=-15)).exp()
     above, below = (inverse * (centred + half) for half in (1 / 255, -1 / 255))
     # The interval is taken on the lower side of the mean, where the difference of two small numbers is exact.
     far, near = (inverse * (half - centred.abs()) for half in (-1 / 255, 1 / 255))

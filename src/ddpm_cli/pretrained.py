@@ -19,6 +19,7 @@ from torch import Tensor
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import load_tensors, read_config, read_json
+from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
 __all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "load_model", "read_configs", "read_network", "read_weights"]
@@ -135,6 +136,7 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
             f"{unet.in_channels} to {unet.out_channels} channels",
             "A learned variance needs twice the channels, and nothing else does.",
         )
+    NoiseSchedule.from_config(schedule)  # raises if it makes no valid betas
     if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
         raise ModelError(
             f"{folder / files.config}: knows {unet.num_train_timesteps} steps, and the schedule has "
@@ -196,7 +198,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not (
+        isinstance(tensors, dict)
+        and tensors
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items())
+    ):
         raise ModelError(f"{path}: holds no state dict of tensors")
     return tensors
 

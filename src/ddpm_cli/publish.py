@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_cli import checkpoint
-from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card, trained
+from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, is_generated, model_card, trained
 from ddpm_cli.errors import ModelError
-from ddpm_cli.hub import Located, status_of
+from ddpm_cli.hub import Located, check_token, status_of
 from ddpm_cli.pretrained import WEIGHTS, load_model
 
 __all__ = ["Remote", "contents", "look", "send"]
 
-_CANONICAL = {
-    "model_index.json",
-    "unet/config.json",
-    "scheduler/scheduler_config.json",
-    f"unet/{WEIGHTS}.safetensors",
-}
+_WEIGHTS = f"unet/{WEIGHTS}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,16 +38,18 @@ def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]
     unet, schedule = load_model(located.folder, located.files)
     recipe, _ = trained(located.folder)
     with contextlib.ExitStack() as stack:
-        folder = located.folder
-        if {*located.files.small, *located.files.weights} != _CANONICAL:
+        # The configurations are written anew: keys of other programs may name folders of the machine they ran on.
+        files: dict[str, Path | bytes] = {**checkpoint.configurations(unet.config, schedule)}
+        files[_WEIGHTS] = located.folder / _WEIGHTS
+        if located.files.weights != (_WEIGHTS,):
             folder = stack.enter_context(checkpoint.temporary_model(unet, schedule, recipe))
-        files: dict[str, Path | bytes] = {name: folder / name for name in sorted(_CANONICAL)}
+            files[_WEIGHTS] = folder / _WEIGHTS
         for name in (PREVIEW, RECIPE):
             if (located.folder / name).is_file():
                 files[name] = located.folder / name
         card = located.folder / CARD
         about, preview = facts(unet.config, schedule), PREVIEW in files
-        ours = not card.is_file() or card.read_bytes() == model_card(about, recipe, preview).encode()
+        ours = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
         files[CARD] = model_card(about, recipe, preview, address).encode() if ours else card
         yield files
 
@@ -62,6 +59,7 @@ def look(address: str) -> Remote:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    check_token()
     if not get_token():
         raise ModelError("push: you are not logged in to the Hugging Face Hub", "hf auth login, or set HF_TOKEN")
     with _explained(address):
@@ -111,7 +109,7 @@ def _explained(address: str) -> Iterator[None]:
         status = status_of(error)
         if status in (401, 403):
             hint = "Log in as somebody who may, with a token that may write: hf auth login"
-            raise ModelError(f"{address}: the Hub does not let you write there ({status})", hint) from None
+            raise ModelError(f"{address}: the Hub does not let you in there ({status})", hint) from None
         reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelError(
             f"{address}: could not be sent to the Hugging Face Hub ({reason})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -312,7 +313,8 @@ class Trainer:
         return path
 
     def _recipe(self) -> dict[str, Any]:
-        return recipe(self.config, Path(self.config.data.images).name, len(self.pack), self.step)
+        name = os.fsencode(Path(self.config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
+        return recipe(self.config, name, len(self.pack), self.step)
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Path | None:
         """Draw a grid of samples, from the same noise every time. Returns None if it was asked to stop before."""

@@ -50,5 +50,6 @@ def info(
     size = f"{located.weight_bytes / 1e6:.1f} MB"
     some = weights[0] if len(weights) == 1 else f"{len(weights)} shards"
     rows = {"model": located.origin} | about.words(facts) | {"weights": f"{some}, {size}" if weights else "none"}
-    rows |= about.recipe_in_words(recipe) if recipe else card
+    said = about.recipe_in_words(recipe) if recipe else card
+    rows |= {key: value for key, value in said.items() if key not in rows}
     console.result("\n".join(aligned(rows)))

@@ -20,7 +20,9 @@ __all__ = ["push"]
 def push(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run (its newest checkpoint) or a model directory.")],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to put it on the Hugging Face Hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private. Default: public.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private. Default: as its owner has it set.")
+    ] = False,
     message: Annotated[
         str | None, typer.Option("--message", "-M", metavar="TEXT", help="Of the commit. Default: what is sent.")
     ] = None,
@@ -49,10 +51,14 @@ def push(
 
     located = hub.resolve(model)
     remote = publish.look(repository)
+    if private and remote.exists and not remote.private:
+        raise UsageError(f"--private: {repository} is there already, and public", "Make it private on its page first.")
     with publish.contents(located, repository) as files:
         if CARD in remote.files and not force:
             del files[CARD]
-        state = ("private" if remote.private else "public") if remote.exists else "private" if private else "public"
+        state = "private" if remote.private or (private and not remote.exists) else "public"
+        if not (remote.exists or private):
+            state += ", unless its owner has set otherwise"
         console.note(f"{located.origin} -> {repository} ({state}, {'is there already' if remote.exists else 'new'})")
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
         console.table({name: _size(size) for name, size in sizes.items()})
@@ -62,7 +68,7 @@ def push(
             console.note(f"  stays there too: {', '.join(others)}")
         if not yes and not typer.confirm("send this?", err=True):
             raise typer.Exit(1)
-        message = message or f"{located.folder.name} from ddpm"
+        message = message or f"{located.folder.resolve().name} from ddpm"
         url, commit = publish.send(repository, files, private, message, quiet=not console.live)
     console.result(url, url=url, commit=commit, files=sizes)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -327,8 +328,10 @@ def _same_model(address: str, base: str | None) -> bool:
         return False
     path = Path(address).expanduser()
     if path.exists():
-        return Path(base).is_absolute() and Path(base).is_relative_to(path.resolve())
-    return address.rstrip("/").partition("@")[0].endswith(base.partition("@")[0])
+        here = path.resolve()
+        return Path(base) in (here, here.parent) or Path(base).parent in (here, here / "checkpoints")
+    name = "/".join(urlsplit(address).path.strip("/").split("/")[:2]) if "://" in address else address.partition("@")[0]
+    return name == base.partition("@")[0]
 
 
 def _cache_dir() -> Path:
