@@ -24,9 +24,10 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from ddpm_cli import device as machine
-from ddpm_cli.config import PRESETS, DataConfig, RunConfig, TrainConfig
+from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.dataset import Source, open_pack
 from ddpm_cli.model import DDPM
+from ddpm_cli.presets import PRESETS
 from ddpm_cli.trainer import Trainer
 from ddpm_cli.unet import UNet
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 import hub_server  # noqa: F401  before anything that imports huggingface_hub: it says where the Hub is
 from ddpm_cli import checkpoint
-from ddpm_cli.config import PRESETS, ScheduleConfig, UNetConfig
+from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.files import new_directory
+from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import UNet
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.zip"

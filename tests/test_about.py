@@ -10,7 +10,8 @@ import hub_server
 from conftest import SMALL, write_model
 from ddpm_cli import DDPM
 from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, is_generated, model_card, trained, words
-from ddpm_cli.config import PRESETS, ScheduleConfig
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.presets import PRESETS
 
 # As diffusers' training example writes it.
 THEIRS = """---

@@ -13,7 +13,20 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
-    *("errors", "config", "files", "device", "images", "dataset", "plan", "schedule", "noised", "unet", "objective"),
+    *(
+        "errors",
+        "config",
+        "presets",
+        "files",
+        "device",
+        "images",
+        "dataset",
+        "plan",
+        "schedule",
+        "noised",
+        "unet",
+        "objective",
+    ),
     *("samplers", "ema", "pretrained", "about", "convert", "checkpoint", "hub", "publish", "model", "trainer", "plot"),
 ]
 
@@ -46,7 +59,7 @@ def test_imports_point_up(name):
 
 
 def test_config_and_errors_know_nothing_of_torch():
-    for name in ("errors", "config"):
+    for name in ("errors", "config", "presets"):
         assert not {m for m in imports(SOURCE / f"{name}.py") if m.startswith("torch")}
 
 

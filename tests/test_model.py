@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import SMALL, write_model
 from ddpm_cli import DDPM, checkpoint
-from ddpm_cli.config import PRESETS, ScheduleConfig
+from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.device import ImageNoise
 from ddpm_cli.errors import DataError, ModelError, UsageError
 from ddpm_cli.files import new_directory
+from ddpm_cli.presets import PRESETS
 
 
 def draw(*shape):

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DModel
 
 from conftest import SMALL, randomize
-from ddpm_cli.config import PRESETS, UNetConfig
+from ddpm_cli.config import UNetConfig
+from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import UNet
 
 CIFAR10 = PRESETS["cifar10"].unet(32, 3)

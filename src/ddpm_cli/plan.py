@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_cli import __version__
-from ddpm_cli.config import (
-    FINE_TUNING,
-    PRESETS,
-    DataConfig,
-    Preset,
-    RunConfig,
-    ScheduleConfig,
-    TrainConfig,
-    UNetConfig,
-)
+from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig, UNetConfig
 from ddpm_cli.dataset import Survey
 from ddpm_cli.errors import UsageError
+from ddpm_cli.presets import FINE_TUNING, PRESETS, Preset
 
 __all__ = ["Base", "plan_run"]
 

@@ -20,8 +20,9 @@ import typer
 from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.config import PRESETS, RunConfig, TrainConfig
+from ddpm_cli.config import RunConfig, TrainConfig
 from ddpm_cli.errors import DDPMError, ModelError, UsageError
+from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
     import torch
