@@ -13,21 +13,10 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
-    *(
-        "errors",
-        "config",
-        "presets",
-        "files",
-        "device",
-        "images",
-        "dataset",
-        "plan",
-        "schedule",
-        "noised",
-        "unet",
-        "objective",
-    ),
-    *("samplers", "ema", "pretrained", "about", "convert", "checkpoint", "hub", "publish", "model", "trainer", "plot"),
+    *("errors", "config", "presets", "files", "device", "images"),
+    *("dataset", "plan", "schedule", "noised", "unet", "objective"),
+    *("samplers", "ema", "pretrained", "about", "convert", "checkpoint"),
+    *("hub", "publish", "model", "trainer", "plot"),
 ]
 
 

@@ -13,23 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
 from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.config import RunConfig, TrainConfig
-from ddpm_cli.errors import DDPMError, ModelError, UsageError
+from ddpm_cli.cli.run import go_on, locate, old_run, planned, prepare, resumed
+from ddpm_cli.config import RunConfig
+from ddpm_cli.errors import UsageError
 from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from ddpm_cli.dataset import Pack, Source
-    from ddpm_cli.plan import Base
     from ddpm_cli.trainer import Event, Trainer
 
 __all__ = ["train"]
@@ -174,34 +170,39 @@ def train(
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
     _check(wishes)
-    old = _old_run(run, resume, force)
+    old = old_run(run, resume, force)
 
+    from ddpm_cli import checkpoint
     from ddpm_cli.dataset import Source, open_pack
     from ddpm_cli.device import describe, pick_device, pick_dtype
+    from ddpm_cli.pretrained import load_model
     from ddpm_cli.trainer import Trainer
 
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     source = Source(images)
     if old:
-        config = _resumed(old, wishes, preset, start_from)
+        config = resumed(old, wishes, preset, start_from)
+        base = None if checkpoint.checkpoints(run) else locate(old.base, console)
     else:
-        config = _planned(source, where, preset, wishes, _base(start_from, console), console)
+        base = locate(start_from, console)
+        config = planned(source, where, preset, wishes, base, console)
     with console.bar("decoding images", len(source.files)) as update:
         pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
 
     if config.train.accumulate > config.train.batch_size:
         raise UsageError(f"--accumulate {config.train.accumulate}: a batch has only {config.train.batch_size} images")
-    trainer = Trainer(run, config, pack, where, dtype, _base_weights(run, config, bool(old), console))
+    weights = load_model(base.folder, base.files)[0].state_dict() if base else None
+    trainer = Trainer(run, config, pack, where, dtype, weights)
     if old:
-        _go_on(trainer, force, console)
+        go_on(trainer, force, console)
     if trainer.step > config.train.steps:
         raise UsageError(
             f"--steps {config.train.steps}: the run has done {trainer.step} already",
             "--steps is the total, resumed or not.",
         )
     config = replace(config, data=replace(config.data, images=str(images.resolve())))
-    _prepare(run, config, bool(old), force, console)
+    prepare(run, config, bool(old), force, console)
     _header(console, run, config, source, pack, trainer, describe(where, dtype))
     loss, stopped_by = _follow(console, trainer)
     _finish(console, run, images, trainer, loss, stopped_by)
@@ -225,171 +226,11 @@ def _check(wishes: dict[str, dict[str, Any]]) -> None:
         images.check_background(wishes["data"]["background"])
 
 
-def _old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
-    """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
-    from ddpm_cli.files import read_config
-
-    exists = (run / "config.json").is_file()
-    if resume and exists:
-        return read_config(RunConfig, run / "config.json")
-    if exists and not force:
-        raise DDPMError(
-            f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
-        )
-    if run.exists() and not exists and not _is_empty(run):
-        raise DDPMError(f"{run}: exists, and is not a run of ddpm", "Name another folder with -o.")
-    return None
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether a folder has nothing but what a killed process left half-written."""
-    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
-
-
-def _base(address: str | None, console: Console) -> Base | None:
-    """The model of --from, as far as it must be known to plan a run."""
-    if address is None:
-        return None
-    from ddpm_cli import hub
-    from ddpm_cli.plan import Base
-    from ddpm_cli.pretrained import read_configs
-
-    located = hub.resolve(address, quiet=not console.live)
-    return Base(located.address, *read_configs(located.folder, located.files))
-
-
-def _base_weights(run: Path, config: RunConfig, resuming: bool, console: Console) -> dict[str, Tensor] | None:
-    """The weights that a run starts from, unless they are fresh ones or it has a checkpoint already."""
-    from ddpm_cli import checkpoint, hub
-    from ddpm_cli.pretrained import load_model
-
-    if config.base is None or (resuming and checkpoint.checkpoints(run)):
-        return None
-    located = hub.resolve(config.base, quiet=not console.live)
-    return load_model(located.folder, located.files)[0].state_dict()
-
-
-def _planned(
-    source: Source,
-    where: torch.device,
-    preset: str | None,
-    wishes: dict[str, dict[str, Any]],
-    base: Base | None,
-    console: Console,
-) -> RunConfig:
-    """The configuration of a new run."""
-    from ddpm_cli.dataset import survey
-    from ddpm_cli.plan import plan_run
-
-    data, train = dict(wishes["data"]), dict(wishes["train"])
-    with console.bar("looking at images", len(source.files)) as update:
-        found = survey(source, lambda what, done, total: update(done))
-    return plan_run(
-        found,
-        source.path,
-        on_gpu=where.type != "cpu",
-        preset=preset or "auto",
-        size=data.pop("size", None),
-        channels=data.pop("channels", None),
-        steps=train.pop("steps", None),
-        save_every=train.pop("save_every", None),
-        sample_every=train.pop("sample_every", None),
-        data=data,
-        train=train,
-        base=base,
-    )
-
-
-def _resumed(
-    old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None, start_from: str | None
-) -> RunConfig:
-    """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
-    contradictions = [
-        f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
-        for part, asked in wishes.items()
-        for key, value in asked.items()
-        if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
-    ]
-    if preset not in (None, "auto", old.preset):
-        contradictions.append(f"--preset {preset} (the run has {old.preset})")
-    if start_from is not None and not _same_model(start_from, old.base):
-        contradictions.append(f"--from {start_from} (the run {f'has {old.base}' if old.base else 'has none'})")
-    if contradictions:
-        raise UsageError(
-            f"--resume: contradicts the run: {', '.join(contradictions)}",
-            "Leave these out to go on with the run, or start another with -o RUN.",
-        )
-    free = {key: value for key, value in wishes["train"].items() if key in TrainConfig.FREE}
-    return replace(old, train=replace(old.train, **free))
-
-
-def _same_model(address: str, base: str | None) -> bool:
-    """Whether an address may be that of the model that a run started from; a revision may have moved on since."""
-    if base is None:
-        return False
-    path = Path(address).expanduser()
-    if path.exists():
-        here = path.resolve()
-        return Path(base) in (here, here.parent) or Path(base).parent in (here, here / "checkpoints")
-    name = "/".join(urlsplit(address).path.strip("/").split("/")[:2]) if "://" in address else address.partition("@")[0]
-    return name == base.partition("@")[0]
-
-
 def _cache_dir() -> Path:
     """$DDPM_CACHE_DIR, else ddpm/ in the user's cache folder."""
     if chosen := os.environ.get("DDPM_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
-
-
-def _go_on(trainer: Trainer, force: bool, console: Console) -> None:
-    """Bring a run back to its newest checkpoint. Raises DDPMError if its images are others now, unless forced."""
-    from ddpm_cli import checkpoint
-
-    found = checkpoint.checkpoints(trainer.run)
-    if not found:
-        console.warn(f"{trainer.run} has no checkpoint yet; starting from step 0")
-        return
-    if _newest_good(trainer, found, console) != trainer.pack.fingerprint:
-        if not force:
-            raise DDPMError(
-                "--resume: the images are not those that the run was trained on",
-                "Give those, or train another run with -o RUN, or add --force to go on with these.",
-            )
-        console.warn("going on with other images than those that the run was trained on")
-
-
-def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
-    """Load the newest checkpoint that is whole, and set damaged newer ones aside. Returns its images' fingerprint."""
-    from ddpm_cli import checkpoint
-
-    damaged = []
-    for path in reversed(found):
-        try:
-            images = trainer.resume(path)
-        except ModelError as error:
-            console.warn(error.message)
-            damaged.append(path)
-            continue
-        for newer in damaged:
-            checkpoint.set_aside(newer)
-            console.warn(f"{newer.name} is damaged, and set aside; going on from {path.name}")
-        return images
-    raise ModelError(
-        f"{trainer.run}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
-    )
-
-
-def _prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:
-    """Make the run's folder, now that nothing more can be refused."""
-    from ddpm_cli.files import json_bytes, write_file
-
-    if force and not resuming and run.exists():
-        aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
-        run.rename(aside)
-        console.note(f"moved the run that was in {run} to {aside}")
-    write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it makes a folder a run
-    (run / "metrics.jsonl").touch()
 
 
 def _header(
