@@ -11,8 +11,7 @@ import contextlib
 import hashlib
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import json_bytes, load_tensors, read_json, write_file
 from ddpm_cli.pretrained import WEIGHTS
-from ddpm_cli.unet import UNet
 
 __all__ = [
     "Checkpoint",
@@ -39,8 +37,8 @@ __all__ = [
     "prune",
     "save_model",
     "save_training",
+    "save_weights",
     "set_aside",
-    "temporary_model",
 ]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})$")  # and no copy that somebody made beside it
@@ -74,8 +72,7 @@ def save_model(
     for name, data in configurations(unet, schedule).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
-    tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
-    save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    save_weights(folder / "unet" / f"{WEIGHTS}.safetensors", weights)
     if recipe:
         (folder / RECIPE).write_bytes(json_bytes(recipe))
     if preview:
@@ -85,12 +82,10 @@ def save_model(
     )
 
 
-@contextlib.contextmanager
-def temporary_model(unet: UNet, schedule: ScheduleConfig, recipe: Mapping[str, Any] | None) -> Iterator[Path]:
-    """A model in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
-        save_model(Path(folder), unet.state_dict(), unet.config, schedule, recipe)
-        yield Path(folder)
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a state dict as float32."""
+    tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def add_preview(

@@ -102,12 +102,9 @@ def _beside(path: Path) -> Located:
             hint = f"Weights of pytorch_diffusion or improved-diffusion: ddpm convert {path} -o DIR"
         raise ModelError(f"{path}: is not a model directory, nor weights in {' or '.join(_WEIGHTS_SUFFIXES)}", hint)
     folder = path.parent
-    names = {entry.name for entry in folder.iterdir() if entry.is_file()}
-    outside = "../scheduler/scheduler_config.json"
-    if "config.json" not in names:
+    if not (folder / "config.json").is_file():
         raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
-    files = ModelFiles.among(names | ({outside} if (folder / outside).is_file() else set()), weights=path.name)
-    return _located(folder, files, str(path), str(path.resolve()))
+    return _located(folder, ModelFiles.in_folder(folder, path.name), str(path), str(path.resolve()))
 
 
 def _located(folder: Path, files: ModelFiles, origin: str | None = None, address: str | None = None) -> Located:

@@ -77,12 +77,13 @@ class ModelFiles:
         )
 
     @classmethod
-    def in_folder(cls, folder: Path) -> ModelFiles:
+    def in_folder(cls, folder: Path, weights: str | None = None) -> ModelFiles:
         """The model in a folder on disk: a pipeline's, or the unet/ of one. Raises ModelError if there is none."""
-        paths = [*folder.glob("*"), *folder.glob("unet/*"), *folder.glob("scheduler/*")]
+        inside = ("*", "unet/*", "scheduler/*") if weights is None else ("*",)  # beside a file of weights
+        paths = [path for pattern in inside for path in folder.glob(pattern)]
         names = {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
         outside = f"../scheduler/{_SCHEDULER}"
-        return cls.among(names | ({outside} if (folder / outside).is_file() else set()))
+        return cls.among(names | ({outside} if (folder / outside).is_file() else set()), weights)
 
     @property
     def small(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,9 @@ def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]
         files: dict[str, Path | bytes] = {**checkpoint.configurations(unet.config, schedule)}
         files[_WEIGHTS] = located.folder / _WEIGHTS
         if located.files.weights != (_WEIGHTS,):
-            folder = stack.enter_context(checkpoint.temporary_model(unet, schedule, recipe))
-            files[_WEIGHTS] = folder / _WEIGHTS
+            written = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ddpm-"))) / "weights"
+            checkpoint.save_weights(written, unet.state_dict())
+            files[_WEIGHTS] = written
         for name in (PREVIEW, RECIPE):
             if (located.folder / name).is_file():
                 files[name] = located.folder / name
@@ -103,9 +105,7 @@ def _explained(address: str) -> Iterator[None]:
         raise ModelError(f"{address}: not a name that the Hub takes ({error})") from None
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # the Hub's answers, its HTTP library's errors, ValueErrors on what it does not understand
+    except Exception as error:  # the Hub's answers, and what the libraries below raise
         status = status_of(error)
         if status in (401, 403):
             hint = "Log in as somebody who may, with a token that may write: hf auth login"

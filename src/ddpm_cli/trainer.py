@@ -393,12 +393,8 @@ class Trainer:
             return Saved(self.step, self.save())
         except (OSError, SafetensorError) as error:
             kept = checkpoint.checkpoints(self.run)
-            raise TrainingError(
-                f"step {self.step} could not be saved ({error})",
-                f"{kept[-1]} is safe: make room, and --resume goes on from there."
-                if kept
-                else "Make room and try again.",
-            ) from None
+            hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
+            raise TrainingError(f"step {self.step} could not be saved ({error})", hint) from None
 
     def _log(self, line: str) -> None:
         with (self.run / "metrics.jsonl").open("a") as file:
