@@ -44,7 +44,7 @@ def test_facts_of_the_papers_model():
         "images": "32x32 RGB",
         "network": "35.7M parameters, 2 blocks a level",
         "channels": "128, 256, 256, 256",
-        "attention": "at 16x16, 4x4",
+        "attention": "at 16x16, 4x4, one head",
         "predicts": "the noise, eps",
         "schedule": "1000 steps, linear, beta from 0.0001 to 0.02",
         "variance": "fixed, the large one (beta_t)",
@@ -90,7 +90,7 @@ def test_info_of_a_model_on_the_hub_downloads_no_weights(cli, small_model, tmp_p
         server.repos["org/small"].files["README.md"] = THEIRS.encode()
         code, out, _ = cli("info", "org/small")
         assert code == 0
-        assert "diffusion_pytorch_model.safetensors, 0.1 MB" in out
+        assert "diffusion_pytorch_model.safetensors, 0.1 MB, not downloaded, so not checked" in out
         assert "mixed_precision   fp16" in out
         assert not any("safetensors" in name for name in server.downloaded())
 
@@ -170,3 +170,16 @@ def test_only_a_generated_card_counts_as_ours():
     assert is_generated(text)
     assert not is_generated(text.replace("gray", "grey"))
     assert not is_generated("mine")
+
+
+def test_info_checks_the_weights_that_are_here(cli, small_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    assert cli("info", "-m", model)[1] == cli("info", model)[1]
+    weights.write_bytes(weights.read_bytes()[:-4])
+    code, out, err = cli("info", model)
+    assert (code, out) == (1, "")
+    assert "cannot be read" in err
+    weights.unlink()
+    assert "has no weights beside unet/config.json" in cli("info", model)[2]

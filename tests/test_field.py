@@ -408,8 +408,32 @@ def test_a_cut_pickle_is_damaged(course):
 
 
 def test_a_folder_without_a_model_says_what_is_there(tmp_path):
-    assert "is empty" in refusal(tmp_path)
+    assert "holds no model" in refusal(tmp_path)
     (tmp_path / "holiday.jpg").touch()
-    assert "holds no model (of holiday.jpg)" in refusal(tmp_path)
+    assert "holds no model: no config.json among holiday.jpg" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "has no weights beside config.json" in refusal(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(course):
+    tensors = tensors_of(course)
+    for value in (float("nan"), float("inf")):
+        tensors["conv_in.bias"][3] = value
+        save_file(tensors, course / "unet" / f"{WEIGHTS}.safetensors")
+        assert "conv_in.bias hold values that are not finite" in refusal(course)
+
+
+def test_what_lies_in_the_place_of_weights_is_named(course, tmp_path):
+    weights = course / "unet" / f"{WEIGHTS}.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    said = refusal(course)
+    assert "a pointer of Git LFS" in said
+    assert "git lfs pull" in said
+    edit(course / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_end=2.0)
+    assert "scheduler_config.json: betas must be" in refusal(course)
+
+
+def test_one_shard_stands_for_all(course):
+    before = sample(course)
+    sharded(course)
+    assert torch.equal(sample(course / "unet" / f"{WEIGHTS}-00002-of-00003.safetensors"), before)

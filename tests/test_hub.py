@@ -56,7 +56,7 @@ def test_without_a_network(tmp_path):
     result = sample(tmp_path, "org/small", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 1
     assert result.stdout == b""
-    assert result.stderr.startswith(b"Error: org/small: could not be fetched")
+    assert result.stderr.startswith(b"Error: org/small: not a directory here, and could not be fetched")
     assert b"Check the network" in result.stderr
 
 
@@ -177,7 +177,7 @@ def test_a_model_that_cannot_be_run_is_not_downloaded(server):
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("unet/config.json", "org/small: holds no model (of README.md"),
+        ("unet/config.json", "org/small: holds no model: no config.json among README.md"),
         ("scheduler/scheduler_config.json", "scheduler_config.json: missing"),
         ("unet/diffusion_pytorch_model", "org/small: has no weights beside unet/config.json"),
     ],
@@ -246,3 +246,9 @@ def test_folders(small_model, tmp_path, monkeypatch):
     ]:
         with pytest.raises(ModelError, match=said):
             hub.resolve(address)
+
+
+def test_folders_that_hold_runs_are_no_riddle(finished_run, small_model):
+    assert hub.resolve(str(finished_run / "checkpoints")).folder.name == "step-00000004"
+    assert f"Did you mean {finished_run}?" in refusal(str(finished_run.parent))
+    assert "address is empty" in refusal(" ")

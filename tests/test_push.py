@@ -126,6 +126,8 @@ def test_it_asks_first(server, run):
         os.close(parent)
         os.close(child)
         assert b"send this?" in err
+        assert b"in all" in err
+        assert (b"nothing was sent" in err) == (code == 1)
         assert process.returncode == code, err
         assert ("me/digits" in server.repos) == (code == 0)
     refused = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
@@ -172,3 +174,11 @@ def test_no_folder_of_the_machine_is_sent(cli, server, tmp_path):
     path.write_text(path.read_text().replace("{", '{"_name_or_path": "/home/me/secret",', 1))
     assert cli("push", tmp_path / "model", "me/model", "--yes")[0] == 0
     assert not any(b"secret" in data for data in server.repos["me/model"].files.values())
+
+
+def test_the_model_is_looked_at_before_the_login(cli, server, run, monkeypatch):
+    """And where nobody agreed, it says that nothing happened."""
+    monkeypatch.delenv("HF_TOKEN")
+    weights = Path(run) / "checkpoints" / "step-00000004" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"")
+    assert "cannot be read" in cli("push", run, "me/x", "--yes")[2]

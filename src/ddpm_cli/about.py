@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,18 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
         "images": f"{model['size']}x{model['size']} {'gray' if model['channels'] == 1 else 'RGB'}",
         "network": f"{count} parameters, {blocks} block{'s' if blocks > 1 else ''} a level",
         "channels": channels,
-        "attention": f"at {attention}",
+        "attention": f"at {attention}, {_heads(model['attention_head_dim'])}",
         "predicts": _PREDICTS[model["prediction_type"]],
         "schedule": f"{model['T']} steps, {_kind(model)}{betas}",
         "variance": _VARIANCE[model["variance_type"]],
         "x_0": limits,
     }
+
+
+def _heads(head_dim: int | Sequence[int] | None) -> str:
+    if head_dim is None:
+        return "one head"
+    return f"heads of {head_dim if isinstance(head_dim, int) else ', '.join(map(str, head_dim))} channels"
 
 
 def _kind(model: Mapping[str, Any]) -> str:
@@ -202,7 +208,8 @@ def model_card(
     base = str((trained or {}).get("base") or "")
     on = f" of {words(model)['images']} images"
     if trained:
-        on += f", trained on {trained['images'].get('count')} images ({trained['images'].get('name')})"
+        how = f"fine-tuned from {base.split('@')[0]}" if base else "trained"
+        on += f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})"
     where = address or "path/to/this/folder"
     in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # which would be an error there
     metadata = [

@@ -77,7 +77,7 @@ def convert(path: Path, flags: Flags) -> Converted:
     elif "input_blocks.0.0.weight" in tensors:
         converted = _from_improved_diffusion(tensors, flags)
     elif "time_embedding.linear_1.weight" in tensors:
-        raise ModelError(f"{path}: is of diffusers already", "Put its config.json beside it and use it with -m.")
+        raise ModelError(f"{path}: is of diffusers already", "Use it, or the folder that it is in, with -m.")
     else:
         raise ModelError(
             f"{path}: neither of pytorch_diffusion nor of improved-diffusion (it has {', '.join(sorted(tensors)[:3])})"

@@ -124,4 +124,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(12) == b"version http":  # what a clone without Git LFS has in the place of large files
+                raise ModelError(f"{path}: is a pointer of Git LFS, not the weights", "git lfs pull") from None
         raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None

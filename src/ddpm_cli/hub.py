@@ -49,14 +49,16 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
     newest run under `runs`. quiet: no progress bars for downloads. weights: whether they are needed, or only what the
     model is. Raises ModelError that says what was looked for.
     """
+    if address is not None and not address.strip():
+        raise ModelError("the model's address is empty", "Is a variable unset? Leave -m out for the newest run.")
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
-        return _on_disk(_newest_run(runs), weights)
+        return _on_disk(_newest_run(runs))
     if "://" in address:
         return _from_hub(*_parse_url(address), quiet, weights)
     path = Path(address).expanduser()
     if path.exists():
-        return _on_disk(path, weights)
+        return _on_disk(path)
     if match := _HUB_NAME.fullmatch(address):
         return _from_hub(match["name"], match["revision"], quiet, weights)
     raise ModelError(
@@ -77,20 +79,21 @@ def _parse_url(url: str) -> tuple[str, str | None]:
     raise ModelError(f"{url}: not a model's page on the Hugging Face Hub", "Write https://huggingface.co/org/name.")
 
 
-def _on_disk(path: Path, weights: bool) -> Located:
+def _on_disk(path: Path) -> Located:
     if path.is_file():
         return _beside(path)
-    if found := checkpoint.checkpoints(path):
+    if found := checkpoint.checkpoints(path) or (path.name == "checkpoints" and checkpoint.checkpoints(path.parent)):
         path = found[-1]
     elif checkpoint.is_run(path):
         raise ModelError(
             f"{path}: this run has no checkpoint yet", "It writes one at --save-every, at its end, and on Ctrl-C."
         )
     try:
-        files = ModelFiles.in_folder(path)
-        return _located(path, files.require_weights() if weights else files)
+        return _located(path, ModelFiles.in_folder(path).require_weights())
     except ModelError as error:
         hint = error.hint or "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
+        if runs := [found.parent for found in path.glob("*/checkpoints")]:
+            hint = f"Did you mean {runs[0]}?"
         raise ModelError(f"{path}: {error.message}", hint) from None
 
 
@@ -102,6 +105,8 @@ def _beside(path: Path) -> Located:
             hint = f"Weights of pytorch_diffusion or improved-diffusion: ddpm convert {path} -o DIR"
         raise ModelError(f"{path}: is not a model directory, nor weights in {' or '.join(_WEIGHTS_SUFFIXES)}", hint)
     folder = path.parent
+    if re.search(r"-\d+-of-\d+\.", path.name):  # one shard stands for all of them
+        return _on_disk(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
     return _located(folder, ModelFiles.in_folder(folder, path.name), str(path), str(path.resolve()))
@@ -149,7 +154,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
             raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        files = ModelFiles.among(sizes)
+        files = ModelFiles.among(sizes).require_weights()
         about = [RECIPE] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
         disable_progress_bars()  # for files of a few hundred bytes
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
@@ -157,7 +162,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         read_configs(folder, files)  # before many megabytes are fetched for a model that cannot be run
         if not quiet:
             enable_progress_bars()
-        for file in files.require_weights().weights if weights else ():
+        for file in files.weights if weights else ():
             hf_hub_download(name, file, revision=folder.name)
             _verify(folder, [file])
     except GatedRepoError:
@@ -183,7 +188,9 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept."
         if status in (401, 403):
             hint = "The Hub does not let you in: hf auth login, or mend HF_TOKEN."
-        raise ModelError(f"{name}: could not be fetched from the Hugging Face Hub ({reason})", hint) from error
+        raise ModelError(
+            f"{name}: not a directory here, and could not be fetched from the Hugging Face Hub ({reason})", hint
+        ) from error
     size = sum(sizes[file] for file in files.weights)
     return Located(folder, files, f"{name}@{folder.name[:7]}", f"{name}@{folder.name}", size)
 

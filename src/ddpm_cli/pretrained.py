@@ -66,7 +66,7 @@ class ModelFiles:
         nested = "unet/config.json" in names
         config = "unet/config.json" if nested else "config.json"
         if config not in names:
-            raise ModelError(f"holds no model (of {_some(sorted(names))})" if names else "holds no model (it is empty)")
+            raise ModelError(f"holds no model: no {config} among {_some(sorted(names))}" if names else "holds no model")
         part = "unet/" if nested else ""
         places = (f"scheduler/{_SCHEDULER}", _SCHEDULER, f"../scheduler/{_SCHEDULER}")
         return cls(
@@ -137,7 +137,10 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
             f"{unet.in_channels} to {unet.out_channels} channels",
             "A learned variance needs twice the channels, and nothing else does.",
         )
-    NoiseSchedule.from_config(schedule)  # raises if it makes no valid betas
+    try:
+        NoiseSchedule.from_config(schedule)
+    except ModelError as error:
+        raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
     if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
         raise ModelError(
             f"{folder / files.config}: knows {unet.num_train_timesteps} steps, and the schedule has "
@@ -184,7 +187,7 @@ def read_network(config: UNetConfig, paths: Iterable[Path]) -> UNet:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickle of tensors and nothing else. Raises ModelError."""
     if not path.is_file():
-        raise ModelError(f"{path}: missing")
+        raise ModelError(f"{path}: is a folder, not a file of weights" if path.is_dir() else f"{path}: missing")
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:
@@ -230,6 +233,10 @@ def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], s
     ]
     if shapes:
         raise ModelError(f"{source}: {_some(shapes)}")
+    if broken := [name for name, value in sorted(found.items()) if not value.isfinite().all()]:
+        raise ModelError(
+            f"{source}: {_some(broken)} hold values that are not finite", "The training that made them has failed."
+        )
     return {name: found[name].to(torch.float32).view(expected[name].shape) for name in expected}
 
 

@@ -102,7 +102,7 @@ class NoiseSchedule:
         try:
             return cls(make_betas(config), None, config.variance_type, config.prediction_type)
         except ValueError as error:
-            raise ModelError(f"scheduler config: {error}") from None
+            raise ModelError(str(error)) from None
 
     def subsequence(self, timesteps: Sequence[int], variance_type: str | None = None) -> NoiseSchedule:
         """The schedule that visits only these steps of this one: same marginals (Eq. 4), fewer and longer steps.

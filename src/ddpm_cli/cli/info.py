@@ -17,24 +17,27 @@ def info(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            envvar="DDPM_MODEL",
             help="A run, a model directory, a file of weights, org/name[@revision] or a URL on the Hugging Face Hub. "
             "Default: the newest run in ./runs.",
         ),
     ] = None,
+    address: options.Model = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Say what a model is: its images, network, schedule, variance, and how it was trained if it says so.
 
-    Of a model on the Hub only the configuration is downloaded.
+    Its weights are read and checked where they are on this machine; from the Hub only the configuration is fetched.
     """
     console = Console("info", as_json, quiet)
     from ddpm_cli import about, hub
-    from ddpm_cli.pretrained import read_configs
+    from ddpm_cli.pretrained import load_model, read_configs
 
-    located = hub.resolve(model, quiet=not console.live, weights=False)
+    located = hub.resolve(model or address, quiet=not console.live, weights=False)
     unet, schedule = read_configs(located.folder, located.files)
+    here = bool(located.weights) and all(path.is_file() for path in located.weights)
+    if here:
+        load_model(located.folder, located.files)
     facts = about.facts(unet, schedule)
     recipe, card = about.trained(located.folder)
     weights = [name.rpartition("/")[2] for name in located.files.weights]
@@ -47,9 +50,9 @@ def info(
     if as_json:
         console.result("", **fields, **facts, trained=recipe or card or None)
         return
-    size = f"{located.weight_bytes / 1e6:.1f} MB"
-    some = weights[0] if len(weights) == 1 else f"{len(weights)} shards"
-    rows = {"model": located.origin} | about.words(facts) | {"weights": f"{some}, {size}" if weights else "none"}
+    some = [*(weights if len(weights) == 1 else [f"{len(weights)} shards"]), f"{located.weight_bytes / 1e6:.1f} MB"]
+    said_of_them = [*(some if weights else []), *([] if here else ["not downloaded, so not checked"])]
+    rows = {"model": located.origin} | about.words(facts) | {"weights": ", ".join(said_of_them)}
     said = about.recipe_in_words(recipe) if recipe else card
     rows |= {key: value for key, value in said.items() if key not in rows}
     console.result("\n".join(aligned(rows)))

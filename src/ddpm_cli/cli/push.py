@@ -50,10 +50,11 @@ def push(
     from ddpm_cli.about import CARD
 
     located = hub.resolve(model)
-    remote = publish.look(repository)
-    if private and remote.exists and not remote.private:
-        raise UsageError(f"--private: {repository} is there already, and public", "Make it private on its page first.")
     with publish.contents(located, repository) as files:
+        remote = publish.look(repository)
+        if private and remote.exists and not remote.private:
+            message = f"--private: {repository} is there already, and public"
+            raise UsageError(message, "Make it private on its page first.")
         if CARD in remote.files and not force:
             del files[CARD]
         state = "private" if remote.private or (private and not remote.exists) else "public"
@@ -61,12 +62,13 @@ def push(
             state += ", unless its owner has set otherwise"
         console.note(f"{located.origin} -> {repository} ({state}, {'is there already' if remote.exists else 'new'})")
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
-        console.table({name: _size(size) for name, size in sizes.items()})
+        console.table({name: _size(size) for name, size in sizes.items()} | {"in all": _size(sum(sizes.values()))})
         if CARD in remote.files and not force:
             console.note(f"  the {CARD} that is there stays (--force replaces it)")
         if others := sorted(remote.files - files.keys() - {CARD, ".gitattributes"}):
             console.note(f"  stays there too: {', '.join(others)}")
         if not yes and not typer.confirm("send this?", err=True):
+            console.note("nothing was sent")
             raise typer.Exit(1)
         message = message or f"{located.folder.resolve().name} from ddpm"
         url, commit = publish.send(repository, files, private, message, quiet=not console.live)
