@@ -25,9 +25,10 @@ from diffusers.training_utils import EMAModel
 
 from ddpm_cli import device as machine
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
-from ddpm_cli.dataset import Source, open_pack
+from ddpm_cli.dataset import open_pack
 from ddpm_cli.model import DDPM
 from ddpm_cli.presets import PRESETS
+from ddpm_cli.sources import open_source
 from ddpm_cli.trainer import Trainer
 from ddpm_cli.unet import UNet
 
@@ -70,7 +71,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(images=str(EMOJI), size=size, channels=3)
-        pack = open_pack(Source(EMOJI), data, Path(folder))
+        pack = open_pack(open_source(EMOJI, Path(folder)), data, Path(folder))
         run = RunConfig(
             version="benchmark",
             preset=options.preset,

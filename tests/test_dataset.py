@@ -3,6 +3,7 @@
 import io
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,19 +12,26 @@ from PIL import Image
 from conftest import DIGITS
 from ddpm_cli import images
 from ddpm_cli.config import DataConfig
-from ddpm_cli.dataset import Batches, Source, open_pack, survey
+from ddpm_cli.dataset import Batches, open_pack, survey
 from ddpm_cli.errors import DataError
+from ddpm_cli.sources import open_source
+
+
+def source_of(path):
+    source = open_source(path, Path("cache"))
+    source.scan()
+    return source
 
 
 def pack_of(path, cache, **settings):
     config = DataConfig(images=str(path), **({"size": 28, "channels": 1} | settings))
-    return open_pack(Source(path), config, cache)
+    return open_pack(source_of(path), config, cache)
 
 
 def test_pixels_of_a_pack_are_those_of_the_files(digits, tmp_path):
     pack = pack_of(digits, tmp_path)
     assert len(pack) == 60
-    names = [name for name, _ in Source(digits).files]
+    names = source_of(digits).names
     expected = torch.stack([images.from_pil(Image.open(digits / name)) for name in names])
     assert torch.equal(pack[torch.arange(60)], expected)
     assert torch.equal(pack[torch.tensor([7, 7, 3])], expected[[7, 7, 3]])
@@ -37,7 +45,7 @@ def test_a_zip_is_as_good_as_a_folder(digits, tmp_path):
         file.writestr("__MACOSX/._1.png", b"")
     packs = [pack_of(path, tmp_path / "cache") for path in (digits, archive)]
     assert torch.equal(*(pack[torch.arange(60)] for pack in packs))
-    assert survey(Source(archive)) == survey(Source(digits))
+    assert survey(source_of(archive)) == survey(source_of(digits))
 
 
 def test_shards(digits, tmp_path, monkeypatch):
@@ -73,7 +81,8 @@ def test_bad_files_are_left_out_and_named(digits, photo, tmp_path):
     (folder / "really a jpeg.png").write_bytes(photo.read_bytes())
     seen = []
     config = DataConfig(images="", size=28, channels=3)
-    pack = open_pack(Source(folder), config, tmp_path / "cache", lambda what, done, total: seen.append((done, total)))
+    source = source_of(folder)
+    pack = open_pack(source, config, tmp_path / "cache", lambda what, done, total: seen.append((done, total)))
     assert len(pack) == 61
     assert [name for name, _ in pack.left_out] == ["empty.png", "gone.png", "half.jpg", "text.png"]
     assert all(reason and not reason.startswith(name) for name, reason in pack.left_out)
@@ -106,7 +115,7 @@ def test_damaged_metadata_and_archives_are_one_bad_file(digits, photo, tmp_path)
     assert len(pack) + len(pack.left_out) == 4
     (tmp_path / "bad.zip").write_bytes(bytes(raw[:-30]) + b"PK\x05\x06" + b"\xff" * 18)
     with pytest.raises(DataError, match=r"bad\.zip"):
-        Source(tmp_path / "bad.zip")
+        source_of(tmp_path / "bad.zip")
 
 
 def _tiff() -> bytes:
@@ -124,7 +133,7 @@ def test_links_in_circles_and_runs_are_not_followed(digits, tmp_path):
     shutil.copytree(digits, run / "samples")
     (run / "config.json").touch()
     (run / "metrics.jsonl").touch()
-    assert len(Source(folder).files) == 60
+    assert len(source_of(folder).names) == 60
 
 
 def test_a_damaged_pack_is_made_again(digits, tmp_path):
@@ -161,14 +170,14 @@ def test_the_fingerprint_is_of_the_pixels(digits, tmp_path):
 
 
 def test_survey(digits, emoji, photo, tmp_path):
-    found = survey(Source(digits))
+    found = survey(source_of(digits))
     assert (found.files, found.gray, found.square_side, found.channels) == (60, 60, 28, 1)
     folder = tmp_path / "mixed"
     shutil.copytree(digits, folder)
     shutil.copy(emoji, folder)
     shutil.copy(photo, folder)
     (folder / "broken.png").write_bytes(b"x")
-    found = survey(Source(folder))
+    found = survey(source_of(folder))
     assert (found.files, found.readable, found.gray) == (63, 62, 60)
     assert (found.channels, found.square_side, found.median_side) == (3, None, 28)
 
@@ -182,9 +191,9 @@ def test_nothing_to_train_on(tmp_path):
         pass
     for name in ("none", "empty", "file.txt", "empty.zip"):
         with pytest.raises(DataError, match=name):
-            Source(tmp_path / name)
+            source_of(tmp_path / name)
     with pytest.raises(DataError, match="none of its 1 image files"):
-        survey(Source(tmp_path / "bad"))
+        survey(source_of(tmp_path / "bad"))
     with pytest.raises(DataError, match=r"a\.png"):
         pack_of(tmp_path / "bad", tmp_path / "cache")
     assert not list((tmp_path / "cache" / "packs").iterdir())
@@ -203,6 +212,6 @@ def test_every_epoch_shows_every_image_once():
 
 
 def test_the_bundled_digits():
-    source = Source(DIGITS)
-    assert len(source.files) == 5000
+    source = source_of(DIGITS)
+    assert len(source.names) == 5000
     assert survey(source).square_side == 28

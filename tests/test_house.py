@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
-    *("errors", "config", "presets", "files", "device", "images"),
+    *("errors", "config", "presets", "files", "device", "images", "sources"),
     *("dataset", "plan", "schedule", "noised", "unet", "objective"),
     *("samplers", "ema", "pretrained", "about", "convert", "checkpoint"),
     *("hub", "publish", "model", "trainer", "plot"),

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ import torch
 from conftest import SMALL
 from ddpm_cli import DDPM, checkpoint, trainer
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
-from ddpm_cli.dataset import Source, open_pack
+from ddpm_cli.dataset import open_pack
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.objective import training_loss
 from ddpm_cli.plan import plan_run
 from ddpm_cli.schedule import NoiseSchedule
+from ddpm_cli.sources import open_source
 from ddpm_cli.trainer import Finished, Previewing, Progress, Saved, Trainer
 
 CPU = torch.device("cpu")
@@ -24,7 +26,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="session")
 def pack(digits, tmp_path_factory):
     config = DataConfig(images=str(digits), size=8, channels=1)
-    return open_pack(Source(digits), config, tmp_path_factory.mktemp("cache"))
+    cache = tmp_path_factory.mktemp("cache")
+    return open_pack(open_source(digits, cache), config, cache)
 
 
 def config_of(steps=6, **train) -> RunConfig:
@@ -238,15 +241,15 @@ def test_plan(digits, emoji):
     from ddpm_cli.dataset import Survey, survey
     from ddpm_cli.errors import UsageError
 
-    found = survey(Source(digits))
-    config = plan_run(found, digits, on_gpu=False, steps=1000)
+    found = survey(open_source(digits, Path()))
+    config = plan_run(found, str(digits), on_gpu=False, steps=1000)
     assert (config.preset, config.data.size, config.data.channels, config.train.steps) == ("tiny", 28, 1, 1000)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert plan_run(found, digits, on_gpu=True).preset == "cifar10"
-    assert plan_run(found, digits, on_gpu=True).data.size == 32  # 28 does not divide by 8
+    assert plan_run(found, str(digits), on_gpu=True).preset == "cifar10"
+    assert plan_run(found, str(digits), on_gpu=True).data.size == 32  # 28 does not divide by 8
 
     def chosen(side, square=False, on_gpu=True, **wishes):
-        config = plan_run(Survey(9, 9, 0, side, side if square else None), digits, on_gpu, **wishes)
+        config = plan_run(Survey(9, 9, 0, side, side if square else None), str(digits), on_gpu, **wishes)
         return config.preset, config.data.size
 
     assert chosen(20) == ("cifar10", 32)
@@ -262,11 +265,11 @@ def test_plan(digits, emoji):
         chosen(100, size=30)
     with pytest.raises(UsageError, match="--preset huge"):
         chosen(100, preset="huge")
-    paper = plan_run(Survey(9, 9, 0, 32, 32), digits, True, preset="cifar10")
+    paper = plan_run(Survey(9, 9, 0, 32, 32), str(digits), True, preset="cifar10")
     assert (paper.train.steps, paper.train.batch_size, paper.train.lr) == (800_000, 128, 2e-4)
     assert (paper.train.lr_warmup, paper.train.ema_decay, paper.train.grad_clip) == (5000, 0.9999, 1.0)
     assert (paper.unet.dropout, paper.schedule.variance_type) == (0.1, "fixed_large")
     assert paper.unet.down_block_types.index("AttnDownBlock2D") == 1  # at 16x16
-    big = plan_run(Survey(9, 9, 0, 256, 256), digits, True, preset="256")
+    big = plan_run(Survey(9, 9, 0, 256, 256), str(digits), True, preset="256")
     assert (big.train.lr, big.train.batch_size, big.unet.dropout) == (2e-5, 64, 0.0)
     assert big.unet.down_block_types.index("AttnDownBlock2D") == 4

@@ -1,132 +1,49 @@
-"""Training images: scanned, checked, decoded once into a pack of uint8 pixels on disk, gathered in batches.
+"""Training images: checked, decoded once into a pack of uint8 pixels on disk, gathered in batches.
 
 A pack is a folder in the cache, named after a hash of what was asked for: index.json, and shards of raw (C, H, W)
-images one after another, which training maps into memory. So an epoch reads pixels at the disk's speed, without
-worker processes, and any batch of a run can be had again from its number alone.
+images one after another. Each image of a batch is read from its place, so an epoch costs no decoding, memory does not
+grow with the images, and any batch of a run can be had again from its number alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-import itertools
 import json
 import os
 import shutil
-import statistics
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from ddpm_cli import images
 from ddpm_cli.config import DataConfig
 from ddpm_cli.errors import DataError
+from ddpm_cli.files import lock, new_directory
+from ddpm_cli.sources import Progress, Source, in_threads, printable, silent
 
-__all__ = ["Batches", "Pack", "Source", "Survey", "open_pack", "survey"]
+__all__ = ["Batches", "Pack", "Survey", "open_pack", "survey"]
 
-_PACK_VERSION = 1
-_SHARD_BYTES = 512 * 2**20
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-Progress = Callable[[str, int, int], None]  # what, done, total
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+_PACK_VERSION = 2
+_SHARD_BYTES = 2 * 2**30
+_BLOCK_BYTES = 2**20  # pixels that are written at once
 
 
-def _map(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """`map` in threads, in order, never far ahead of the consumer. Pillow decodes outside the interpreter's lock."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        pending: list[Future[_Result]] = []
-        rest = iter(items)
-        try:
-            while pending or (pending := [pool.submit(work, item) for item in itertools.islice(rest, 4 * workers)]):
-                yield pending.pop(0).result()
-                pending += [pool.submit(work, item) for item in itertools.islice(rest, 1)]
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-class Source:
-    """The image files of a folder (recursive) or a .zip, in a fixed order.
-
-    files: (name, stamp) of each, sorted by name; the stamp changes when the file does. Raises DataError if there is no
-    such folder or archive, or no file in it that could be an image.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise DataError(f"{path}: no such folder or .zip", "IMAGES is the folder that holds your images.")
-        if path.is_dir():
-            found = self._scan_folder()
-        elif zipfile.is_zipfile(path):
-            try:
-                self._archive = zipfile.ZipFile(path)  # threads may read from it side by side
-            except (zipfile.BadZipFile, OSError) as error:
-                raise DataError(f"{path}: damaged ({error})") from None
-            found = self._scan_zip()
-        else:
-            raise DataError(f"{path}: neither a folder nor a .zip", "Give the folder that holds your images.")
-        self.files: list[tuple[str, str]] = sorted(found)
-        if not self.files:
-            suffixes = " ".join(sorted(images.IMAGE_SUFFIXES))
-            raise DataError(f"{path}: no image files in it", f"Looked for {suffixes}, in subfolders too.")
-
-    @staticmethod
-    def _wanted(name: str) -> bool:
-        path = Path(name)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-        return not hidden and path.suffix.lower() in images.IMAGE_SUFFIXES
-
-    def _scan_folder(self) -> Iterator[tuple[str, str]]:
-        visited = set()
-        for folder, subfolders, names in os.walk(self.path, followlinks=True):
-            status = Path(folder).stat()
-            is_run = "metrics.jsonl" in names and "config.json" in names  # with previews in it, for `ddpm train .`
-            if (status.st_dev, status.st_ino) in visited or is_run:
-                subfolders.clear()
-                continue
-            visited.add((status.st_dev, status.st_ino))  # links may go round in circles
-            subfolders.sort()
-            for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self.path).as_posix()
-                if self._wanted(relative):
-                    try:
-                        status = path.stat()
-                        yield relative, f"{status.st_size}-{status.st_mtime_ns}"
-                    except OSError:  # a dangling link: named as left out when it is opened
-                        yield relative, "missing"
-
-    def _scan_zip(self) -> Iterator[tuple[str, str]]:
-        for info in self._archive.infolist():
-            if not info.is_dir() and self._wanted(info.filename):
-                yield info.filename, f"{info.file_size}-{info.CRC}"
-
-    def open(self, name: str) -> BinaryIO:
-        """One of the files, for reading. Raises OSError, or what zipfile raises."""
-        if self.path.is_dir():
-            return (self.path / name).open("rb")
-        return self._archive.open(name)  # type: ignore[return-value]
-
-    def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises DataError if it cannot be read."""
-        try:
-            with self.open(name) as file:
-                return file.read()
-        except Exception as error:  # zipfile and what it unpacks with raise their own
-            raise DataError(f"{name}: cannot be read ({error})") from None
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of odd files, once for each; what matters about them is in the report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True)
@@ -145,72 +62,105 @@ class Survey:
         return 1 if self.gray == self.readable else 3
 
 
-def survey(source: Source, progress: Progress = _silent) -> Survey:
+def survey(source: Source, progress: Progress = silent) -> Survey:
     """Read the header of every image. Raises DataError if none makes sense."""
 
-    def header(name: str) -> tuple[tuple[int, int], bool] | None:
+    def header(name: str) -> tuple[int, int, bool] | None:
         try:
             with source.open(name) as file, Image.open(file) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                return image.size[::-1] if turned else image.size, images.is_gray(image)
+                return *image.size, images.is_gray(image)
         except Exception:  # Pillow's plugins raise anything on a damaged file
             return None
 
-    total = len(source.files)
-    headers = []
-    for done, found in enumerate(_map(header, [name for name, _ in source.files]), 1):
-        if found:
-            headers.append(found)
-        progress("looking at images", done, total)
-    if not headers:
+    source.scan(progress)
+    total = len(source.names)
+    gray = 0
+    squares: Counter[int | None] = Counter()  # by their sides; None for what is no square
+    sides: Counter[int] = Counter()
+    with _without_warnings():
+        for done, found in enumerate(in_threads(header, source.names), 1):
+            if found:
+                width, height, is_gray = found
+                gray += is_gray
+                sides[min(width, height)] += 1
+                squares[width if width == height else None] += 1
+            progress("looking at images", done, total)
+    if not sides:
         raise DataError(f"{source.path}: none of its {total} image files can be read")
-    sizes = {size for size, _ in headers}
-    width, height = next(iter(sizes))
     return Survey(
         files=total,
-        readable=len(headers),
-        gray=sum(gray for _, gray in headers),
-        median_side=int(statistics.median(min(size) for size, _ in headers)),
-        square_side=width if len(sizes) == 1 and width == height else None,
+        readable=sides.total(),
+        gray=gray,
+        median_side=_median(sides),
+        square_side=next(iter(squares)) if len(squares) == 1 else None,
     )
 
 
-class Pack:
-    """Decoded images on disk, mapped into memory.
+def _median(counts: Counter[int]) -> int:
+    """The number in the middle; of two, the smaller one."""
+    below = 0
+    for value in sorted(counts):
+        below += counts[value]
+        if 2 * below >= counts.total():
+            return value
+    raise ValueError("nothing was counted")
 
-    left_out: (file, reason) of those that could not be decoded. fingerprint: a hash of all pixels, in their order.
-    Raises OSError, ValueError, KeyError, TypeError or RuntimeError if it is damaged.
+
+class Pack:
+    """Decoded images on disk. Several processes may read one, and each image is read when it is asked for.
+
+    fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, 0..255. left_out: (file,
+    reason) of those that could not be decoded, printable. unread: the names of those that the disk did not give.
+    Raises OSError, ValueError, KeyError or TypeError if it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
         self.folder = folder
         self.fingerprint: str = index["pixels"]
-        self.unread: list[str] = index["unread"]  # files left out because the disk did not give them
+        self.mean: list[float] = [float(value) for value in index["mean"]]
+        self.unread: list[str] = index["unread"]
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.left_out: list[tuple[str, str]] = [(name, reason) for name, reason in index["left_out"]]
         self._per_shard: int = index["per_shard"]
-        self._shards = [
-            torch.from_file(
-                str(folder / _shard_name(i)),
-                size=min(self._per_shard, self.count - i * self._per_shard) * _numel(self.shape),
-                dtype=torch.uint8,
-            ).view(-1, *self.shape)
-            for i in range(-(-self.count // self._per_shard))
-        ]
+        self._size = _numel(self.shape)
+        self._shards: list[int] = []
+        weakref.finalize(self, _close, self._shards)
+        for first in range(0, self.count, self._per_shard):
+            self._shards.append(os.open(folder / _shard_name(len(self._shards)), os.O_RDONLY))
+            if os.fstat(self._shards[-1]).st_size != min(self._per_shard, self.count - first) * self._size:
+                raise ValueError("a shard has not the size that it was written with")
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Gather images. indices: (B,) int64 in [0, len). Returns (B, C, H, W) uint8."""
-        shard_of = indices // self._per_shard
-        batch = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
-        for i in set(shard_of.tolist()):
-            here = shard_of == i
-            batch[here] = self._shards[i][indices[here] - i * self._per_shard]
-        return batch
+        """Gather images. indices: (B,) int64 in [0, len). Returns (B, C, H, W) uint8. Raises OSError."""
+        size = self._size
+        pixels = bytearray(len(indices) * size)
+        room = memoryview(pixels)
+        for i, (shard, start) in enumerate(self._places(indices)):
+            if os.preadv(shard, [room[i * size : (i + 1) * size]], start) != size:
+                raise OSError(errno.EIO, "a shard of the decoded images was cut short", str(self.folder))
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *self.shape)
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Have the system read the images of a later batch, while this one is trained on. indices: (B,) int64."""
+        if hasattr(os, "posix_fadvise"):
+            for shard, start in self._places(indices):
+                os.posix_fadvise(shard, start, self._size, os.POSIX_FADV_WILLNEED)
+
+    def _places(self, indices: Tensor) -> Iterator[tuple[int, int]]:
+        """The shard and the byte at which each image starts."""
+        for index in indices.tolist():
+            shard, place = divmod(index, self._per_shard)
+            yield self._shards[shard], place * self._size
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
 
 
 def _numel(shape: tuple[int, int, int]) -> int:
@@ -221,85 +171,142 @@ def _shard_name(i: int) -> str:
     return f"shard-{i:05d}.u8"
 
 
-def open_pack(source: Source, config: DataConfig, cache: Path, progress: Progress = _silent) -> Pack:
+def open_pack(source: Source, config: DataConfig, cache: Path, progress: Progress = silent) -> Pack:
     """The pack of these images under these settings: from the cache, or decoded now.
 
-    Files that cannot be decoded are left out and remembered. Raises DataError if none is left.
+    Files that cannot be decoded are left out and remembered. Another process that makes the same pack is waited for.
+    Raises DataError if no image is left.
     """
     what = replace(config, images="", flip=False).to_dict()  # neither changes a pixel of the pack
-    key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.files]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
     folder = cache / "packs" / key
+    if pack := _made_already(source, folder):
+        return pack
+    progress("waiting for another run that decodes these images", 0, None)
+    with lock(cache / "locks" / key) as alone:
+        if pack := _made_already(source, folder):
+            return pack
+        if alone:  # what is half-made now is a killed process's
+            for leftover in folder.parent.glob(f".{key}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        _write_pack(source, config, folder, progress)
+        return Pack(folder)
+
+
+def _made_already(source: Source, folder: Path) -> Pack | None:
+    """The pack that is there, if it is whole, and the disk still does not give the files that it had to leave out."""
     try:
         pack = Pack(folder)
-        if not any(_readable(source, name) for name in pack.unread):
-            return pack
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        pass  # not there yet; or cut short by a full disk, or cleaned up in part
-    shutil.rmtree(folder, ignore_errors=True)
-    _write_pack(source, config, folder, progress)
-    return Pack(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet; or cut short by a full disk, or cleaned up in part
+    if pack.unread:
+        source.scan()
+    return None if any(_readable(source, name) for name in pack.unread) else pack
 
 
 def _readable(source: Source, name: str) -> bool:
     """Whether a file that could not be read once can be now: a disk came back, permissions were mended."""
     try:
-        source.read(name)
-    except DataError:
+        with source.open(name) as file:
+            file.read(1)
+    except OSError:
         return False
+    except Exception:  # it is there, and damaged: its own fault now, to be said
+        return True
     return True
 
 
+class _Failure(NamedTuple):
+    """Why a file was left out, and whether the disk was at fault and not the file."""
+
+    reason: str
+    unread: bool
+
+
 def _write_pack(source: Source, config: DataConfig, folder: Path, progress: Progress) -> None:
-    """Decode everything into a folder beside, and rename it into place when it is complete."""
-    unread: list[str] = []
+    """Decode everything into a folder that gets its name when it is complete."""
 
-    def decode(name: str) -> bytes | DataError:
+    def decode(name: str) -> bytes | _Failure:
         try:
-            data = source.read(name)
-        except DataError as error:
-            unread.append(name)
-            return error
-        try:
-            image = images.decode(data, name, config.channels, config.background)
+            with source.open(name) as file:
+                image = images.read(file, config.channels, config.background)
             return images.planes(images.fit(image, config.size, config.fit, config.background))
-        except DataError as error:
-            return error
+        except Exception as error:  # Pillow's plugins, zipfile and what it unpacks with raise anything
+            return _Failure(printable(images.reason(error)), isinstance(error, OSError) and error.errno is not None)
 
-    pixels = hashlib.sha256(repr((config.channels, config.size)).encode())
-
-    shape = (config.channels, config.size, config.size)
-    per_shard = max(1, _SHARD_BYTES // _numel(shape))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    source.scan(progress)
     tag = folder.parent.parent / "CACHEDIR.TAG"
     if not tag.exists():
+        tag.parent.mkdir(parents=True, exist_ok=True)
         tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Made by ddpm; safe to delete.\n")
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        count = 0
-        left_out: list[tuple[str, str]] = []
-        names = [name for name, _ in source.files]
-        for name, result in zip(names, _map(decode, names), strict=True):
-            if isinstance(result, DataError):
-                left_out.append((name, result.message.removeprefix(f"{name}: ")))
-            else:
-                with (partial / _shard_name(count // per_shard)).open("ab") as shard:
-                    shard.write(result)
-                pixels.update(result)
-                count += 1
-            progress("decoding images", count + len(left_out), len(names))
-        if not count:
+    left_out = list(source.left_out)
+    unread: list[str] = []
+    with new_directory(folder) as partial, _without_warnings():
+        shards = _Shards(partial, (config.channels, config.size, config.size))
+        with contextlib.closing(shards):
+            for done, (name, result) in enumerate(
+                zip(source.names, in_threads(decode, source.names), strict=True), start=1
+            ):
+                if isinstance(result, _Failure):
+                    left_out.append((printable(name), result.reason))
+                    unread += [name] * result.unread
+                else:
+                    shards.add(result)
+                progress("decoding images", done, len(source.names))
+        if not shards.count:
             example = ": ".join(left_out[0])
             raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
-        index = {"count": count, "shape": shape, "per_shard": per_shard, "left_out": left_out}
-        index |= {"unread": unread, "pixels": pixels.hexdigest()}
+        index = shards.index() | {"left_out": left_out, "unread": unread}
         (partial / "index.json").write_text(json.dumps(index))
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process packed the same images meanwhile
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Shards:
+    """Writes images one after another into files of _SHARD_BYTES, and reckons what the index says of them."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.count = 0
+        self._folder = folder
+        self._shape = shape
+        self._per_shard = max(1, _SHARD_BYTES // _numel(shape))
+        self._pixels = hashlib.sha256(repr(shape[:2]).encode())
+        self._sums = torch.zeros(shape[0], dtype=torch.int64)
+        self._block = bytearray()
+        self._file: BinaryIO | None = None
+
+    def add(self, image: bytes) -> None:
+        """image: (C, H, W) bytes."""
+        self._file = self._file or (self._folder / _shard_name(self.count // self._per_shard)).open("wb")
+        self._block += image
+        self.count += 1
+        if self.count % self._per_shard == 0:
+            self.close()
+        elif len(self._block) >= _BLOCK_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file and self._block:
+            self._file.write(self._block)
+            self._pixels.update(self._block)
+            block = torch.frombuffer(self._block, dtype=torch.uint8).view(-1, self._shape[0], self._numel_of_plane)
+            self._sums += block.sum((0, 2), dtype=torch.int64)
+            self._block = bytearray()
+
+    @property
+    def _numel_of_plane(self) -> int:
+        return self._shape[1] * self._shape[2]
+
+    def close(self) -> None:
+        """End a shard."""
+        self._flush()
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def index(self) -> dict[str, object]:
+        """What `Pack` reads."""
+        mean = (self._sums / (self.count * self._numel_of_plane)).tolist()
+        values = {"count": self.count, "shape": self._shape, "per_shard": self._per_shard}
+        return values | {"pixels": self._pixels.hexdigest(), "mean": mean}
 
 
 class Batches:

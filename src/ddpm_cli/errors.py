@@ -1,6 +1,6 @@
 """What can go wrong for a user, each kind with the exit code of the command line."""
 
-__all__ = ["DDPMError", "DataError", "ModelError", "TrainingError", "UsageError"]
+__all__ = ["DDPMError", "DataError", "LockedError", "ModelError", "TrainingError", "UsageError"]
 
 
 class DDPMError(Exception):
@@ -34,3 +34,7 @@ class ModelError(DDPMError):
 
 class TrainingError(DDPMError):
     """A training run that cannot go on."""
+
+
+class LockedError(DDPMError):
+    """Another process is at it already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpm_cli.errors import DataError, ModelError
+from ddpm_cli.errors import DataError, LockedError, ModelError
 
-__all__ = ["json_bytes", "load_tensors", "new_directory", "read_config", "read_json", "write_file"]
+__all__ = ["json_bytes", "load_tensors", "lock", "new_directory", "read_config", "read_json", "write_file"]
 
 
 class _FromDict(Protocol):
@@ -49,14 +50,14 @@ def new_directory(path: Path) -> Iterator[Path]:
     """A folder to fill, that gets its name `path` when the block ends well, and is removed when it does not.
 
     So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
-    aside when the new one is complete, and then removed.
+    aside when the new one is complete, and then removed. What a killed process leaves is called `.<name>.….partial`.
     """
     path = path.absolute()
     if path == Path.cwd():
         raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    token = secrets.token_hex(4)  # two processes must never fill one folder
+    partial = path.with_name(f".{path.name}.{token}.partial")
     partial.mkdir()
     try:
         yield partial
@@ -64,8 +65,7 @@ def new_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _flush(file)
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
+            old = path.with_name(f".{path.name}.{token}.old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -83,6 +83,31 @@ def _flush(path: Path) -> None:
         try:
             os.fsync(handle)
         finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Be the only process in the block. Gives True; or False where the file system has no locks, or no place for one.
+
+    path: a file for the lock, which is made, and stays. The lock itself dies with its process, however that ends. wait:
+    until it is free, or else raise LockedError.
+    """
+    handle = None
+    held = False
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except BlockingIOError:
+            raise LockedError(f"{path}: another process has locked it") from None
+        except OSError:
+            pass
+        yield held
+    finally:
+        if handle is not None:
             os.close(handle)
 
 

@@ -10,7 +10,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -32,6 +32,8 @@ __all__ = [
     "npz_bytes",
     "picture_bytes",
     "planes",
+    "read",
+    "reason",
     "strip",
     "to_float",
     "to_pil",
@@ -74,18 +76,31 @@ def decode(source: Path | bytes, name: str, channels: int | None = None, backgro
     name: what to call it in errors. Raises DataError if it is no image, is damaged, or has floating point pixels.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        return flatten(upright, channels or (1 if is_gray(upright) else 3), background)
-    except DataError as error:
-        raise DataError(f"{name}: {error.message}") from None
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image that can be read here") from None
-    except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise DataError(f"{name}: cannot be read as an image ({error})") from None
+        return read(io.BytesIO(source) if isinstance(source, bytes) else source, channels, background)
+    except Exception as error:
+        raise DataError(f"{name}: {reason(error)}") from None
+
+
+def read(file: Path | IO[bytes], channels: int | None = None, background: str = "white") -> Image.Image:
+    """`decode` for those who tell errors apart: OSError with an errno is the disk's, any other the file's own."""
+    with Image.open(file) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    return flatten(upright, channels or (1 if is_gray(upright) else 3), background)
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be used, in words. Pillow's plugins raise anything on a damaged file."""
+    match error:
+        case DataError():
+            return error.message
+        case FileNotFoundError():
+            return "no such file"
+        case UnidentifiedImageError():
+            return "not an image that can be read here"
+        case OSError() if error.errno is not None:
+            return f"cannot be read ({error.strerror})"
+    return f"cannot be read as an image ({error or type(error).__name__})"
 
 
 def is_gray(image: Image.Image) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_cli import __version__
@@ -73,7 +72,7 @@ def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, in
 
 def plan_run(
     survey: Survey,
-    images: Path,
+    images: str,
     on_gpu: bool,
     preset: str = "auto",
     size: int | None = None,
@@ -85,7 +84,7 @@ def plan_run(
     train: dict[str, Any] | None = None,
     base: Base | None = None,
 ) -> RunConfig:
-    """Choose what was not asked for.
+    """Choose what was not asked for. images: where they are.
 
     Without a GPU the preset is tiny; with one, the smallest that holds the images' size. data, train: further fields
     of DataConfig and TrainConfig that were asked for. base: a model to go on from, which brings the architecture, the
@@ -107,7 +106,7 @@ def plan_run(
     return RunConfig(
         version=__version__,
         preset=name,
-        data=DataConfig(images=str(images.resolve()), size=size, channels=channels, **(data or {})),
+        data=DataConfig(images=images, size=size, channels=channels, **(data or {})),
         train=TrainConfig(
             steps=steps,
             lr_warmup=recipe.lr_warmup,

@@ -74,8 +74,8 @@ class Console:
         print(text, flush=True)
 
     @contextmanager
-    def bar(self, what: str, total: int, eta: bool = True) -> Iterator[Callable[..., None]]:
-        """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, status=…).
+    def bar(self, what: str, total: int | None, eta: bool = True) -> Iterator[Callable[..., None]]:
+        """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, total=…, status=…).
 
         eta: whether the bar reckons the time left by itself, or the status says it.
         Ctrl-C inside is said and passed on.
@@ -88,7 +88,13 @@ class Console:
             raise
 
     @contextmanager
-    def _bar(self, what: str, total: int, eta: bool) -> Iterator[Callable[..., None]]:
+    def progress(self, what: str) -> Iterator[Callable[[str, int, int | None], None]]:
+        """A bar for work that says itself what it is doing. Gives update(what, done, total or None)."""
+        with self.bar(what, None) as update:
+            yield lambda what, done, total: update(done, what=what, total=total)
+
+    @contextmanager
+    def _bar(self, what: str, total: int | None, eta: bool) -> Iterator[Callable[..., None]]:
         if not self.live:
             yield lambda completed, **values: None
             return

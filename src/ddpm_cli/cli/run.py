@@ -14,8 +14,8 @@ from ddpm_cli.errors import DDPMError, ModelError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from ddpm_cli.dataset import Source
     from ddpm_cli.hub import Located
+    from ddpm_cli.sources import Source
     from ddpm_cli.trainer import Trainer
 
 __all__ = ["go_on", "locate", "old_run", "planned", "prepare", "resumed"]
@@ -65,11 +65,11 @@ def planned(
     from ddpm_cli.pretrained import read_configs
 
     data, train = dict(wishes["data"]), dict(wishes["train"])
-    with console.bar("looking at images", len(source.files)) as update:
-        found = survey(source, lambda what, done, total: update(done))
+    with console.progress("looking at images") as progress:
+        found = survey(source, progress)
     return plan_run(
         found,
-        source.path,
+        source.address,
         on_gpu=where.type != "cpu",
         preset=preset or "auto",
         size=data.pop("size", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -25,7 +26,8 @@ from ddpm_cli.errors import UsageError
 from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
-    from ddpm_cli.dataset import Pack, Source
+    from ddpm_cli.dataset import Pack
+    from ddpm_cli.sources import Source
     from ddpm_cli.trainer import Event, Trainer
 
 __all__ = ["train"]
@@ -37,7 +39,13 @@ _NAMED = 5  # files that are named where more were left out
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="A folder (subfolders too) or a .zip of images.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images (subfolders too), a .zip or .tar, a text file of paths, or hf://org/name, a data "
+            "set of the Hub."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="RUN", help="The run's folder. Default: runs/<name of IMAGES>."),
@@ -173,22 +181,24 @@ def train(
     old = old_run(run, resume, force)
 
     from ddpm_cli import checkpoint
-    from ddpm_cli.dataset import Source, open_pack
+    from ddpm_cli.dataset import open_pack
     from ddpm_cli.device import describe, pick_device, pick_dtype
     from ddpm_cli.pretrained import load_model
+    from ddpm_cli.sources import open_source
     from ddpm_cli.trainer import Trainer
 
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
-    source = Source(images)
+    with console.progress("looking for images") as progress:
+        source = open_source(images, _cache_dir(), progress)
     if old:
         config = resumed(old, wishes, preset, start_from)
         base = None if checkpoint.checkpoints(run) else locate(old.base, console)
     else:
         base = locate(start_from, console)
         config = planned(source, where, preset, wishes, base, console)
-    with console.bar("decoding images", len(source.files)) as update:
-        pack = open_pack(source, config.data, _cache_dir(), lambda what, done, total: update(done))
+    with console.progress("decoding images") as progress:
+        pack = open_pack(source, config.data, _cache_dir(), progress)
 
     if config.train.accumulate > config.train.batch_size:
         raise UsageError(f"--accumulate {config.train.accumulate}: a batch has only {config.train.batch_size} images")
@@ -201,17 +211,20 @@ def train(
             f"--steps {config.train.steps}: the run has done {trainer.step} already",
             "--steps is the total, resumed or not.",
         )
-    config = replace(config, data=replace(config.data, images=str(images.resolve())))
+    config = replace(config, data=replace(config.data, images=source.address))
     prepare(run, config, bool(old), force, console)
     _header(console, run, config, source, pack, trainer, describe(where, dtype))
     loss, stopped_by = _follow(console, trainer)
     _finish(console, run, images, trainer, loss, stopped_by)
 
 
-def _name(images: Path) -> str:
-    """What a run on these images is called: the folder's name, or the archive's without its suffix."""
-    path = images.resolve()
-    return path.stem if path.suffix.lower() == ".zip" else path.name
+def _name(images: str) -> str:
+    """What a run on these images is called: their folder's name, a file's without its suffix, a data set's."""
+    if "://" in images:
+        from ddpm_cli.sources import parse_address
+
+        return parse_address(images)[0].rpartition("/")[2]
+    return re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz|txt|lst)$", "", Path(images).resolve().name, flags=re.I)
 
 
 def _check(wishes: dict[str, dict[str, Any]]) -> None:
@@ -331,12 +344,12 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(
-    console: Console, run: Path, images: Path, trainer: Trainer, loss: float | None, stopped_by: int | None
+    console: Console, run: Path, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None
 ) -> None:
     total = trainer.config.train.steps
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        console.note(f"go on with: ddpm train {quote(str(images))} -o {quote(str(run))} --resume")
+        console.note(f"go on with: ddpm train {quote(images)} -o {quote(str(run))} --resume")
         raise typer.Exit(128 + (stopped_by or signal.SIGINT))
     console.note(
         f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
