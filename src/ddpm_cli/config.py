@@ -340,7 +340,7 @@ class ScheduleConfig(_Strict):
 class DataConfig(_Strict):
     """What the training images are and what is made of them."""
 
-    images: str  # a folder or a .zip, absolute
+    images: str  # a folder or a file, absolute, or the address of a data set on the Hub
     size: int  # pixels, square
     channels: int  # 1 gray, 3 RGB
     fit: str = "crop"  # crop | pad | stretch: how an image that is not square becomes square

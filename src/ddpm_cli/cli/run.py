@@ -9,16 +9,19 @@ from urllib.parse import urlsplit
 
 from ddpm_cli.cli.console import Console
 from ddpm_cli.config import RunConfig, TrainConfig
-from ddpm_cli.errors import DDPMError, ModelError, UsageError
+from ddpm_cli.errors import DataError, DDPMError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+    from ddpm_cli.dataset import Pack
     from ddpm_cli.hub import Located
     from ddpm_cli.sources import Source
     from ddpm_cli.trainer import Trainer
 
-__all__ = ["go_on", "locate", "old_run", "planned", "prepare", "resumed"]
+__all__ = ["go_on", "locate", "old_run", "planned", "prepare", "report", "require_all", "resumed"]
+
+_NAMED = 5  # files that an error names where more were left out
 
 
 def old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
@@ -152,6 +155,28 @@ def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
     raise ModelError(
         f"{trainer.run}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
     )
+
+
+def require_all(pack: Pack) -> None:
+    """For --strict: raises DataError, naming some of them, if images were left out."""
+    if pack.left_out:
+        named = [f"\n  {name}: {reason}" for name, reason in pack.left_out[:_NAMED]]
+        more = f"\n  and {rest} more" if (rest := len(pack.left_out) - _NAMED) > 0 else ""
+        raise DataError(
+            f"--strict: {len(pack.left_out)} images cannot be used{''.join(named)}{more}",
+            "Mend or remove them. Without --strict a run leaves them out and lists them in its left_out.txt.",
+        )
+
+
+def report(run: Path, pack: Pack) -> None:
+    """Write which images were left out, and why, into the run's folder: `name: reason`, a line each."""
+    from ddpm_cli.files import write_file
+
+    path = run / "left_out.txt"
+    if pack.left_out:
+        write_file(path, "".join(f"{name}: {reason}\n" for name, reason in pack.left_out).encode())
+    else:
+        path.unlink(missing_ok=True)  # of a time when some were
 
 
 def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:

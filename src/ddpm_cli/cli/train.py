@@ -20,7 +20,7 @@ import typer
 from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.run import go_on, locate, old_run, planned, prepare, resumed
+from ddpm_cli.cli.run import go_on, locate, old_run, planned, prepare, report, require_all, resumed
 from ddpm_cli.config import RunConfig
 from ddpm_cli.errors import UsageError
 from ddpm_cli.presets import PRESETS
@@ -138,6 +138,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint, or start it.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.")
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: Annotated[
@@ -199,6 +202,8 @@ def train(
         config = planned(source, where, preset, wishes, base, console)
     with console.progress("decoding images") as progress:
         pack = open_pack(source, config.data, _cache_dir(), progress)
+    if strict:
+        require_all(pack)
 
     if config.train.accumulate > config.train.batch_size:
         raise UsageError(f"--accumulate {config.train.accumulate}: a batch has only {config.train.batch_size} images")
@@ -213,6 +218,7 @@ def train(
         )
     config = replace(config, data=replace(config.data, images=source.address))
     prepare(run, config, bool(old), force, console)
+    report(run, pack)
     _header(console, run, config, source, pack, trainer, describe(where, dtype))
     loss, stopped_by = _follow(console, trainer)
     _finish(console, run, images, trainer, loss, stopped_by)
@@ -267,7 +273,7 @@ def _header(
     for name, reason in pack.left_out[:_NAMED]:
         console.warn(f"left out {name}: {reason}")
     if len(pack.left_out) > _NAMED:
-        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {pack.folder / 'index.json'}")
+        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
     if len(pack) < _FEW_IMAGES:
         console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
     console.note("  Ctrl-C saves and stops")
