@@ -112,7 +112,7 @@ def open_source(path: str | Path, cache: Path, progress: Progress = silent) -> S
             hint = "IMAGES is the folder that holds your images. A data set on the Hub is hf://org/name."
             raise DataError(f"{path}: no such folder or file", hint)
         if where.is_file():
-            if tarfile.is_tarfile(where):
+            if _is_tar(where):
                 return _Tar(path, where, cache)
             if zipfile.is_zipfile(where):
                 return _Zip(path, where)
@@ -124,6 +124,13 @@ def open_source(path: str | Path, cache: Path, progress: Progress = silent) -> S
     raise DataError(
         f"{path}: neither a folder, nor a .zip, a .tar or a list of paths", "Give the folder that holds your images."
     )
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except Exception:  # what it is packed with raises its own
+        return False
 
 
 def _could_be_image(name: str) -> bool:
