@@ -398,13 +398,17 @@ def test_the_same_line_starts_a_run_and_goes_on_with_it(cli, digits):
         assert (code, said in err) == (0, True), err
 
 
-def test_a_second_signal_stops_at_once():
-    from ddpm_cli.cli.train import _stop_signals
+def test_a_second_signal_stops_at_once(monkeypatch):
+    """But one that comes with the first is the same: launchers and batch systems send it to all."""
+    from ddpm_cli.cli import follow
+    from ddpm_cli.cli.follow import _stop_signals
 
     before = signal.getsignal(signal.SIGTERM)
     with _stop_signals() as caught:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         assert caught == [signal.SIGTERM]
+        monkeypatch.setattr(follow, "_ONE_SIGNAL", 0.0)
         with pytest.raises(SystemExit, match="143"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -458,7 +462,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(ddpm, digits):
     assert result.returncode == 0, result.stderr
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
-    assert not list(run.rglob(".*"))  # nothing half-written is left
+    assert [path.name for path in run.rglob(".*")] == [".lock"]  # nothing half-written is left
 
 
 def test_a_reader_of_stderr_that_goes_away_costs_nothing(digits):

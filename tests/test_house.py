@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # An import only ever points up this list.
 ORDER = [
-    *("errors", "config", "presets", "files", "device", "images", "sources"),
+    *("errors", "config", "presets", "files", "device", "distributed", "images", "sources"),
     *("dataset", "plan", "schedule", "noised", "unet", "objective"),
     *("samplers", "ema", "pretrained", "about", "convert", "checkpoint"),
-    *("hub", "publish", "model", "trainer", "plot"),
+    *("hub", "publish", "model", "events", "metrics", "background", "trainer", "plot"),
 ]
 
 

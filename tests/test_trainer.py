@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import SMALL
 from ddpm_cli import DDPM, checkpoint, trainer
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
 from ddpm_cli.dataset import open_pack
+from ddpm_cli.distributed import World
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import TrainingError
+from ddpm_cli.events import Finished, Logged, Previewed, Previewing, Progress, Saved
+from ddpm_cli.metrics import Done, Window
 from ddpm_cli.objective import training_loss
 from ddpm_cli.plan import plan_run
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.sources import open_source
-from ddpm_cli.trainer import Finished, Previewing, Progress, Saved, Trainer
+from ddpm_cli.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -89,19 +93,29 @@ def test_it_learns(tmp_path, pack):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [100, 200, 300]
     assert lines[2]["loss"] < lines[0]["loss"]
+    colours = {name: lines[2].pop(name) for name in ("mean", "raw_mean", "data_mean")}  # the preview was at the end
     assert all(math.isfinite(value) and value > 0 for line in lines for value in line.values())
+    assert colours["data_mean"] == [round(value, 2) for value in pack.mean]
+    drawn = Image.open(tmp_path / "run" / "samples" / "step-00000300.png")
+    tiles = [drawn.crop((x, y, x + 8, y + 8)) for x in range(2, 40, 10) for y in range(2, 40, 10)]
+    mean = sum(value for tile in tiles for value in tile.tobytes()) / 16 / 64
+    assert colours["mean"] == [pytest.approx(mean, abs=0.01)]
 
 
 def test_events_and_files(tmp_path, pack):
     run = tmp_path / "run"
     events = list(start(run, pack, config_of(steps=7, keep=2)).events())
-    assert [type(event) for event in events if not isinstance(event, Progress)] == [
-        *[Saved, Previewing, Saved] * 3,
-        Finished,
+    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    assert [kind for kind in kinds if kind is not Saved] == [
+        *[Logged, Previewing, Previewed, Logged, Previewing, Previewed, Logged],
+        *[Previewing, Previewed, Logged, Finished],
     ]
+    assert [event.step for event in events if isinstance(event, Saved)] == [3, 6, 7]
     assert events[-1] == Finished(7, interrupted=False)
     assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000006", "step-00000007"]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (3, 6, 7)]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        f"step-{step:08d}{kind}.png" for step in (3, 6, 7) for kind in ("-raw", "")
+    ]
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "samples"]
     model = DDPM.from_pretrained(run)
     assert model.sample(2).shape == (2, 1, 8, 8)
@@ -149,11 +163,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     training = start(run, pack, config_of(steps=8))
     events = training.events()
     for event in events:
-        if isinstance(event, Previewing):
+        if isinstance(event, Logged) and event.step == 4:  # after the preview of step 3, which waits for its checkpoint
             break
     good = weights_in(run)
     training.parameters[0].data.fill_(math.nan)
-    with pytest.raises(TrainingError, match="the loss is not finite at step 4") as caught:
+    with pytest.raises(TrainingError, match="the loss is not finite at step 5") as caught:
         list(events)
     assert "step-00000003" in (caught.value.hint or "")
     assert weights_in(run) == good
@@ -183,10 +197,10 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path, pack, parts):
 def test_losses_by_quarter_of_t(tmp_path, pack):
     """Each image counts in the quarter of its t, and together they make the loss."""
     training = start(tmp_path / "run", pack, config_of())
-    window = trainer._Window(training)
-    training.step, t = 1, torch.tensor([0, 4, 5, 19])  # T is 20
-    window.add(trainer._Done(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, torch.tensor(1.0)))
-    line = window.line(1e-3)
+    window = Window(training.config, training.run, CPU, World(), 0, 0.0)
+    t = torch.tensor([0, 4, 5, 19])  # T is 20
+    window.add(Done(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, torch.tensor(1.0)), 1)
+    line = window.line(1, 1.0, 1e-3)
     assert [line[f"loss_q{i}"] for i in (1, 2, 3, 4)] == [2.0, 5.0, None, 7.0]
     assert line["loss"] == 4.0
 
@@ -195,16 +209,20 @@ def test_a_lost_run_is_not_saved_on_its_way_out(tmp_path, pack, monkeypatch):
     """Ctrl-C right after the loss became NaN, before anything looked at it: no checkpoint of that, none removed."""
     monkeypatch.setattr(trainer, "_EVENT_SECONDS", math.inf)
     run = tmp_path / "run"
-    training = start(run, pack, config_of(steps=100, log_every=50, save_every=2, sample_every=100, keep=1))
+    training = start(run, pack, config_of(steps=1000, log_every=500, save_every=2, sample_every=1000))
 
-    def should_stop():
-        if training.step == 2:
-            training.parameters[0].data.fill_(math.nan)
-        return training.step == 3
+    lost = []
 
-    with pytest.raises(TrainingError, match="not finite at step 3"):
-        list(training.events(should_stop))
-    [kept] = checkpoint.checkpoints(run)
+    def follow():
+        for event in training.events(lambda: bool(lost) and training.step > lost[0]):
+            if isinstance(event, Saved):
+                training.parameters[0].data.fill_(math.nan)
+                lost.append(training.step)
+
+    with pytest.raises(TrainingError, match="not finite at step") as caught:
+        follow()
+    assert f"at step {lost[0] + 1}" in caught.value.message
+    *_, kept = checkpoint.checkpoints(run)
     assert all(value.isfinite().all() for value in checkpoint.load_training(kept).raw.values())
 
 
@@ -214,7 +232,7 @@ def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, pack, monkeypatch):
     config = config_of(steps=3, save_every=100, sample_every=100, keep=9)
     for _ in start(run, pack, config).events():
         pass
-    assert len(checkpoint.checkpoints(run)) == 3
+    assert checkpoint.checkpoints(run)[0].name == "step-00000001"
 
 
 def test_flips_are_chosen(tmp_path, pack):

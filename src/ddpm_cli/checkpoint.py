@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card
 from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
@@ -116,18 +116,15 @@ class Checkpoint:
     images: str  # fingerprint of the pack it trained on
 
 
-def save_training(folder: Path, unet: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def save_training(
+    folder: Path, raw: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
     """Add training/ to a model directory: the raw weights, the optimiser's tensors, and `state` as JSON."""
     training = folder / "training"
     training.mkdir()
-    raw = {name: value.detach().to("cpu").contiguous() for name, value in unet.state_dict().items()}
-    save_file(raw, training / "raw.safetensors", metadata={"format": "pt"})
-    tensors = {
-        f"{key}.{name}": value.detach().to("cpu").contiguous()
-        for name, parameter in unet.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-    save_file(tensors, training / "optimizer.safetensors", metadata={"format": "pt"})
+    for name, tensors in (("raw", raw), ("optimizer", optimizer)):
+        whole = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+        save_file(whole, training / f"{name}.safetensors", metadata={"format": "pt"})
     (training / "state.json").write_bytes(json_bytes(state))
     (training / "hashes.json").write_bytes(json_bytes(_hashes(folder)))
 

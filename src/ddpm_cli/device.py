@@ -25,9 +25,11 @@ __all__ = [
     "place",
     "seed_everything",
     "synchronize",
+    "training_noise",
 ]
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_BLOCK = 64  # rows of a batch whose noise comes from one generator
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -114,9 +116,33 @@ def _generator_seed(index: int, *key: object) -> int:
     return (start + index) % 2**32
 
 
-def seed_everything(seed: int, step: int) -> None:
-    """Make all that is random in a training step a function of (seed, step), so that a resumed run needs no state."""
-    torch.manual_seed(_generator_seed(step, "train", seed))
+def seed_everything(seed: int, use: str, index: int = 0) -> None:
+    """Make what is drawn from PyTorch's own generators a function of (seed, use, index)."""
+    torch.manual_seed(_generator_seed(index, use, seed))
+
+
+def training_noise(
+    seed: int, step: int, batch_size: int, rows: range, shape: tuple[int, int, int], T: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What Algorithm 1 draws for some rows of the batch of a step.
+
+    Returns `mirrored` (B,) bool, each with probability 1/2; t (B,) int64, uniform in [0, T); eps (B, C, H, W) from
+    N(0, I). Row i of step k gets what (seed, k, i) says, whoever draws it: several processes draw what one would, and a
+    resumed run what the unbroken one did. Rows are drawn in blocks, so nobody draws much more than his own.
+    """
+    generator = torch.Generator(device)
+    blocks = range(rows.start // _BLOCK, -(-rows.stop // _BLOCK))
+    drawn = []
+    for block in blocks:
+        generator.manual_seed(_generator_seed(step * -(-batch_size // _BLOCK) + block, "train", seed))
+        n = min(_BLOCK, batch_size - block * _BLOCK)
+        mirrored = torch.rand(n, device=device, generator=generator) < 0.5
+        t = torch.randint(T, (n,), device=device, generator=generator)
+        eps = torch.randn((n, *shape), device=device, generator=generator)
+        mine = slice(max(rows.start - block * _BLOCK, 0), rows.stop - block * _BLOCK)
+        drawn.append((mirrored[mine], t[mine], eps[mine]))
+    mirrored, t, eps = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    return mirrored, t, eps
 
 
 class ImageNoise:

@@ -1,6 +1,15 @@
 """What can go wrong for a user, each kind with the exit code of the command line."""
 
-__all__ = ["DDPMError", "DataError", "LockedError", "ModelError", "TrainingError", "UsageError"]
+__all__ = [
+    "DDPMError",
+    "DataError",
+    "ElsewhereError",
+    "LockedError",
+    "LostProcessError",
+    "ModelError",
+    "TrainingError",
+    "UsageError",
+]
 
 
 class DDPMError(Exception):
@@ -38,3 +47,15 @@ class TrainingError(DDPMError):
 
 class LockedError(DDPMError):
     """Another process is at it already."""
+
+
+class LostProcessError(TrainingError):
+    """One of several processes that work together is gone, and the others cannot go on."""
+
+
+class ElsewhereError(DDPMError):
+    """Another process failed, and says why itself: this one only ends, with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process failed")
+        self.exit_code = exit_code

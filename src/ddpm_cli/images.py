@@ -29,6 +29,7 @@ __all__ = [
     "from_pil",
     "grid",
     "is_gray",
+    "mean",
     "npz_bytes",
     "picture_bytes",
     "planes",
@@ -59,6 +60,11 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> uint8, rounded to the nearest and clamped."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def mean(images: Tensor) -> list[float]:
+    """The mean of each channel of (N, C, H, W) uint8, in [0, 255], to a hundredth."""
+    return [round(value, 2) for value in images.double().mean((0, 2, 3)).tolist()]
 
 
 def check_background(color: str) -> str:

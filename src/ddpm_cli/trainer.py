@@ -7,28 +7,39 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_cli import checkpoint, images
 from ddpm_cli.about import recipe
+from ddpm_cli.background import Background
 from ddpm_cli.config import RunConfig
 from ddpm_cli.dataset import Batches, Pack
-from ddpm_cli.device import ImageNoise, autocast, memory_format, place, seed_everything, synchronize
+from ddpm_cli.device import (
+    ImageNoise,
+    autocast,
+    memory_format,
+    place,
+    seed_everything,
+    synchronize,
+    training_noise,
+)
+from ddpm_cli.distributed import World, hushed, lost
 from ddpm_cli.ema import EMA
-from ddpm_cli.errors import DataError, ModelError, TrainingError
+from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
+from ddpm_cli.events import Event, Finished, Logged, NotSaved, Previewed, Previewing, Saved
 from ddpm_cli.files import new_directory, write_file
+from ddpm_cli.metrics import Done, Window, forget_after
 from ddpm_cli.model import DDPM
 from ddpm_cli.objective import training_loss
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
-__all__ = ["Event", "Finished", "NotSaved", "Previewing", "Progress", "Saved", "Trainer"]
+__all__ = ["PREVIEW_IMAGES", "Trainer"]
 
 PREVIEW_IMAGES = 16
 PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
@@ -37,155 +48,12 @@ RETRY_SECONDS = 60.0  # after a checkpoint could not be written
 _EVENT_SECONDS = 0.25
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Some steps were done. loss: the mean since the last line of metrics.jsonl."""
-
-    step: int
-    loss: float
-    images_per_second: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Previewing:
-    """A preview is being drawn, which takes a while."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint or a preview is complete on disk."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True)
-class NotSaved:
-    """Something could not be written, for want of space or of a disk; training goes on, and tries again."""
-
-    step: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last event: all steps are done, or the run was asked to stop and is safe."""
-
-    step: int
-    interrupted: bool
-
-
-Event = Progress | Previewing | Saved | NotSaved | Finished
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; a line that was cut off belongs to no step."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-class _Done(NamedTuple):
-    """A training step: the loss of each image and its t, both (B,), and the norm of the gradient before clipping."""
-
-    losses: Tensor
-    t: Tensor
-    grad_norm: Tensor
-
-
-class _Window:
-    """Means since the last line of metrics.jsonl. The sums stay on the device until somebody looks at them."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._rate: float | None = None  # steps a second, smoothed
-        self._seen = (trainer.step, trainer.seconds)
-        self._looked = time.monotonic()
-        self.reset()
-
-    def reset(self) -> None:
-        self._start = (self._trainer.step, self._trainer.seconds)
-        device = self._trainer.device
-        self._loss = torch.zeros((), device=device)
-        self._grad_norm = torch.zeros((), device=device)
-        self._by_t = torch.zeros(4, device=device)  # losses of the images with t in each quarter
-        self._images = torch.zeros(4, device=device)  # and how many they were
-        self._bad = torch.full((2,), math.inf, device=device)  # the first step with a bad loss, and a bad gradient
-
-    def add(self, done: _Done) -> None:
-        loss = done.losses.mean()
-        self._loss += loss
-        self._grad_norm += done.grad_norm
-        quarter = done.t * 4 // self._trainer.schedule.T
-        self._by_t.index_add_(0, quarter, done.losses)
-        self._images.index_add_(0, quarter, torch.ones_like(done.losses))
-        finite = torch.stack([loss, done.grad_norm]).isfinite()
-        self._bad = torch.where(finite, self._bad, self._bad.clamp(max=self._trainer.step))
-
-    def age(self) -> float:
-        """Seconds since `progress` was last called."""
-        return time.monotonic() - self._looked
-
-    def check(self) -> None:
-        """Raises TrainingError if a loss or a gradient was not finite, as the weights are not any more then."""
-        if self._trainer.step > self._start[0]:
-            self._means()
-
-    def _means(self) -> tuple[float, float]:
-        """Raises TrainingError if they are not finite: the weights are lost, the last checkpoint is not."""
-        trainer = self._trainer
-        steps = trainer.step - self._start[0]
-        loss, grad_norm = self._loss.item() / steps, self._grad_norm.item() / steps
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            bad_loss, bad_gradient = self._bad.tolist()
-            cause = "loss" if bad_loss <= bad_gradient else "gradient"
-            kept = checkpoint.checkpoints(trainer.run)
-            raise TrainingError(
-                f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}",
-                (f"{kept[-1]} is safe: --resume goes on from there. " if kept else "")
-                + "Try --precision fp32, or a new run with a smaller --lr.",
-            )
-        return loss, grad_norm
-
-    def progress(self) -> Progress:
-        trainer = self._trainer
-        step, seconds = self._seen
-        rate = (trainer.step - step) / max(trainer.seconds - seconds, 1e-9)
-        self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
-        self._seen = (trainer.step, trainer.seconds)
-        self._looked = time.monotonic()
-        settings = trainer.config.train
-        return Progress(
-            step=trainer.step,
-            loss=self._means()[0],
-            images_per_second=self._rate * settings.batch_size,
-            seconds_left=(settings.steps - trainer.step) / self._rate,
-        )
-
-    def line(self, lr: float) -> dict[str, float | None]:
-        """A line of metrics.jsonl. loss_q1..4: of the images whose t was in that quarter, least noise first."""
-        trainer = self._trainer
-        loss, grad_norm = self._means()
-        quarters = zip(self._by_t.tolist(), self._images.tolist(), strict=True)
-        step, seconds = self._start
-        rate = (trainer.step - step) / max(trainer.seconds - seconds, 1e-9)
-        return {
-            "step": trainer.step,
-            "loss": round(loss, 6),
-            **{f"loss_q{i}": round(sum_ / n, 6) if n else None for i, (sum_, n) in enumerate(quarters, 1)},
-            "lr": lr,
-            "grad_norm": round(grad_norm, 6),
-            "images_per_second": round(rate * trainer.config.train.batch_size, 2),
-            "seconds": round(trainer.seconds, 3),
-        }
-
-
 class Trainer:
-    """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone."""
+    """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone.
+
+    With several processes each has a Trainer. All hold the same weights, each computes its rows of every batch, and
+    the one that leads writes.
+    """
 
     def __init__(
         self,
@@ -195,8 +63,9 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         weights: Mapping[str, Tensor] | None = None,
+        world: World | None = None,
     ) -> None:
-        """Start from the weights of a model, or from fresh ones.
+        """Start from the weights of a model, or from fresh ones; only those of the process that leads count.
 
         dtype: of the matrix products; weights, averages and the optimiser are float32.
         """
@@ -205,24 +74,46 @@ class Trainer:
         self.pack = pack
         self.device = device
         self.dtype = dtype
+        self.world = world or World()
         self.step = 0  # steps done
         self.seconds = 0.0  # spent in them
         self.schedule = NoiseSchedule.from_config(config.schedule)
         self.batches = Batches(len(pack), config.train.batch_size, config.train.seed)
+        self.rows = self.world.rows(config.train.batch_size)  # of every batch, that are computed here
 
-        seed_everything(config.train.seed, -1)  # the step before the first
+        seed_everything(config.train.seed, "weights")
         unet = UNet(config.unet)
         if weights is None:
             unet.reset_parameters()
         else:
             unet.load_state_dict(weights)
         self.unet = place(unet, device).train()
+        self.network: nn.Module = self.unet  # what is trained: the U-Net, or all processes' as one
         averaged = UNet(config.unet)
         averaged.load_state_dict(unet.state_dict())
         self.averaged = place(averaged, device).eval().requires_grad_(False)
         self.parameters = list(self.unet.parameters())
         self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
+        for parameter in self.parameters:  # Adam would make them in its first step, but memory should run out now
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self._saving: Background[Path] = Background()
+        self._saving_step = self._saved_step = 0  # the last checkpoint that was begun, and that is complete
+        self._save_at = math.inf  # by the clock
+        self._colours: dict[str, list[float]] = {}  # of the samples that were drawn since the last line of metrics
+        self._updating = False  # whether the weights are between two steps
+
+    def _moments(self) -> dict[str, Tensor]:
+        """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
+        return {
+            f"{key}.{name}": value
+            for name, parameter in self.unet.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
 
     def resume(self, folder: Path) -> str:
         """Go on from a checkpoint. Returns the fingerprint of the images it was trained on.
@@ -233,60 +124,67 @@ class Trainer:
         try:
             self.unet.load_state_dict(saved.raw)
             self.averaged.load_state_dict(saved.ema)
-            self._restore_optimizer(saved.optimizer)
+            for name, moment in self._moments().items():
+                moment.copy_(saved.optimizer[name])
         except (KeyError, RuntimeError) as error:
             raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
         self.ema.updates = saved.ema_updates
-        self.step = saved.step
+        self.step = self._saved_step = saved.step
         self.seconds = saved.seconds
         return saved.images
 
-    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        state = {}
-        for i, (name, parameter) in enumerate(self.unet.named_parameters()):
-            # Like the parameter in its memory format too, which the fused kernels want.
-            moments = {
-                key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
-            }
-            state[i] = moments | {"step": tensors[f"step.{name}"]}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+    def _unite(self) -> None:
+        """Bring all processes to the state of the one that leads, and join their networks."""
+        self.step, self.seconds, self.ema.updates = self.world.lead(lambda: (self.step, self.seconds, self.ema.updates))
+        self.world.share([*self.unet.parameters(), *self.averaged.parameters(), *self._moments().values()])
+        self.network = self.world.parallel(self.unet, self.device)
 
-    def _forget_later_metrics(self) -> None:
-        """Drop the lines of steps that will be done again."""
-        path = self.run / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step]
-            write_file(path, "".join(f"{line}\n" for line in lines).encode())
-
-    def train_step(self) -> _Done:
+    def train_step(self) -> Done:
         """One pass of Algorithm 1's loop, and the average of Section 4."""
         settings = self.config.train
-        seed_everything(settings.seed, self.step)
-        batch = self.pack[self.batches[self.step]]
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
-        if self.config.data.flip:
-            mirrored = torch.rand(len(x_0), 1, 1, 1, device=self.device) < 0.5
-            x_0 = torch.where(mirrored, x_0.flip(3), x_0)
-        t = torch.randint(self.schedule.T, (len(x_0),), device=self.device)
-        eps = torch.randn_like(x_0)
-
+        x_0, t, eps = self._batch()
+        seed_everything(settings.seed, f"dropout {self.world.rank}", self.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         # The gradient of the whole batch, from parts of it that fit into memory: what is drawn does not depend on them.
-        parts = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
-        for part in parts:
-            with autocast(self.device, self.dtype):
-                loss = training_loss(self.unet, self.schedule, *part)
-            (loss.sum() / len(x_0)).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+        *first, last = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
+        for part in first:
+            with hushed(self.network):
+                losses.append(self.backward(*part))
+        losses.append(self.backward(*last))
+        self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self.optimizer.param_groups[0]["lr"] = self._lr()
         self.optimizer.step()
         self.ema.update(self.parameters)
         self.step += 1
-        return _Done(torch.cat(losses), t, grad_norm)
+        self._updating = False
+        return Done(torch.cat(losses), t, grad_norm)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's rows of the step's x_0, t and eps."""
+        settings = self.config.train
+        try:
+            batch = self.pack[self.batches[self.step][self.rows.start : self.rows.stop]]
+        except OSError as error:
+            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({error})") from None
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
+        mirrored, t, eps = training_noise(
+            settings.seed, self.step, settings.batch_size, self.rows, self.pack.shape, self.schedule.T, self.device
+        )
+        if self.config.data.flip:
+            x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(3), x_0)
+        return x_0, t, eps.contiguous(memory_format=memory_format(self.device))
+
+    def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
+        with autocast(self.device, self.dtype):
+            loss = training_loss(self.network, self.schedule, x_0, t, eps)
+        # Processes take the mean of their gradients; together they shall have that of the mean over the whole batch.
+        (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _lr(self) -> float:
         settings = self.config.train
@@ -294,108 +192,201 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the current step, and remove the oldest ones beyond `keep`."""
+        return self._snapshot()()
+
+    def _snapshot(self) -> Callable[[], Path]:
+        """Copy what a checkpoint holds. Returns what writes it, while the training goes on."""
+        config = self.config
         path = self.run / "checkpoints" / f"step-{self.step:08d}"
+        weights, raw, moments = map(_copied, (self.averaged.state_dict(), self.unet.state_dict(), self._moments()))
+        made_by = self._recipe()
         state = {
             "step": self.step,
             "ema_updates": self.ema.updates,
             "seconds": round(self.seconds, 3),
             "images": self.pack.fingerprint,
         }
-        config = self.config
-        previews = sorted((self.run / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))
-        preview = previews[-1].read_bytes() if previews else None
-        with new_directory(path) as partial:
-            checkpoint.save_model(
-                partial, self.averaged.state_dict(), config.unet, config.schedule, self._recipe(), preview
-            )
-            checkpoint.save_training(partial, self.unet, self.optimizer, state)
-        checkpoint.prune(self.run, self.config.train.keep, self.config.train.keep_every)
-        return path
+
+        def write() -> Path:
+            samples = (self.run / "samples").glob("step-*[0-9].png")
+            previews = sorted(samples, key=lambda path: (len(path.name), path.name))
+            preview = previews[-1].read_bytes() if previews else None
+            with new_directory(path) as partial:
+                checkpoint.save_model(partial, weights, config.unet, config.schedule, made_by, preview)
+                checkpoint.save_training(partial, raw, moments, state)
+            checkpoint.prune(self.run, config.train.keep, config.train.keep_every)
+            return path
+
+        return write
 
     def _recipe(self) -> dict[str, Any]:
         name = os.fsencode(Path(self.config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
         return recipe(self.config, name, len(self.pack), self.step)
 
-    def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Path | None:
-        """Draw a grid of samples, from the same noise every time. Returns None if it was asked to stop before."""
-        model = DDPM(self.averaged, self.config.schedule)
+    def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
+        """Draw a grid of samples from the averaged weights, and one from the raw ones, from the same noise every time.
+
+        Returns None if it was asked to stop before.
+        """
+        samples = self._draw(self.averaged, should_stop)
+        self.unet.eval()
+        raw = None if samples is None else self._draw(self.unet, should_stop)
+        self.unet.train()
+        if samples is None or raw is None:
+            return None
+        path = self.run / "samples" / f"step-{self.step:08d}.png"
+        raw_path = path.with_stem(f"{path.stem}-raw")
+        data = [round(mean, 2) for mean in self.pack.mean]
+        write_file(path, images.picture_bytes(images.grid(samples)))
+        write_file(raw_path, images.picture_bytes(images.grid(raw)))
+        return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
+
+    def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
+        model = DDPM(unet, self.config.schedule)
         noise = ImageNoise(self.config.train.seed, range(PREVIEW_IMAGES), model.shape)
         with autocast(self.device, self.dtype):
             for step in model.sample_loop(noise(), min(PREVIEW_STEPS, model.schedule.T), noise=noise):
                 if should_stop():
                     return None
                 x_t = step.x_t
-        path = self.run / "samples" / f"step-{self.step:08d}.png"
-        write_file(path, images.picture_bytes(images.grid(images.to_uint8(x_t))))
-        return path
-
-    def _preview_with_card(self, should_stop: Callable[[], bool]) -> Path | None:
-        """Draw a preview, and show it on the card of the checkpoint of this step, which was saved before."""
-        preview = self.preview(should_stop)
-        folder = self.run / "checkpoints" / f"step-{self.step:08d}"
-        if preview and folder.is_dir():
-            config = self.config
-            checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(), preview.read_bytes())
-        return preview
+        return images.to_uint8(x_t).cpu()
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, writing metrics, previews and checkpoints on the way.
 
-        should_stop: asked after every step; when it says so, a checkpoint is written and the run ends.
-        Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched.
+        should_stop: asked after every step; when it says so, in any process, a checkpoint is written and the run ends.
+        Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched; and whatever else
+        ends a run, after a checkpoint of what was learned until then.
         """
-        settings = self.config.train
-        self._forget_later_metrics()
-        window = _Window(self)
-        save_at = time.monotonic() + SAVE_SECONDS
-        saved_step = self.step
-        while self.step < settings.steps and not should_stop():
+        self._unite()
+        self.world.lead(lambda: forget_after(self.run / "metrics.jsonl", self.step))
+        window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
+        self._save_at = time.monotonic() + SAVE_SECONDS
+        try:
+            yield from self._steps(window, should_stop)
+            window.check(self.step)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and self.world.size > 1 and lost(error):
+                error = LostProcessError(
+                    "another process of this run is gone", "What it said before that is the reason."
+                )
+            if self._is_sound():
+                yield from self._rescue()
+            raise error
+        yield from self.world.together(lambda: list(self._saved_at_last()) if self.world.leads else [])
+        yield Finished(self.step, interrupted=self.step < self.config.train.steps)
+
+    def _steps(self, window: Window, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        settings, world = self.config.train, self.world
+        [stop] = world.any(should_stop())
+        while self.step < settings.steps and not stop:
             started = time.perf_counter()
-            window.add(self.train_step())
+            window.add(self.train_step(), self.step)
+            # What the clock says, the process that leads says for all.
+            stop, overdue, look = world.any(
+                should_stop(),
+                world.leads and time.monotonic() > self._save_at,
+                world.leads and window.age() > _EVENT_SECONDS,
+            )
             done = self.step == settings.steps
             log = done or self.step % settings.log_every == 0
-            save = done or self.step % settings.save_every == 0 or time.monotonic() > save_at
-            show = log or save or window.age() > _EVENT_SECONDS
-            if show:
+            save = done or self.step % settings.save_every == 0 or overdue
+            draw = done or self.step % settings.sample_every == 0
+            if log or save or draw or look:
                 synchronize(self.device)
             self.seconds += time.perf_counter() - started
-            if show:
-                yield window.progress()
+            if log or save or draw or look:
+                yield window.progress(self.step, self.seconds)
+            if world.leads:
+                yield from self._saved(wait=save)
+                if save:
+                    self._begin_saving()
+                if draw:
+                    yield Previewing(self.step)
+                    yield from self._previewed(should_stop)
+            if save or draw:
+                world.wait()  # here, and not in the next step's gradients, whose patience is minutes
             if log:
-                line = json.dumps(window.line(self.optimizer.param_groups[0]["lr"])) + "\n"
-                yield from self._attempt(lambda line=line: self._log(line))  # type: ignore[misc]
-                window.reset()
-            if save:
-                save_at = time.monotonic() + RETRY_SECONDS
-                for event in self._attempt(self.save):
-                    if isinstance(event, Saved):
-                        saved_step, save_at = self.step, time.monotonic() + SAVE_SECONDS
-                    yield event
-            if done or self.step % settings.sample_every == 0:
-                yield Previewing(self.step)
-                yield from self._attempt(lambda: self._preview_with_card(should_stop))
-        if self.step > saved_step:
-            window.check()
-            yield self._save_at_last()
-        yield Finished(self.step, interrupted=self.step < settings.steps)
+                line = window.line(self.step, self.seconds, self.optimizer.param_groups[0]["lr"]) | self._colours
+                window.reset(self.step, self.seconds)
+                self._colours = {}
+                if world.leads:
+                    yield from self._log(line)
+                yield Logged(line)
 
-    def _attempt(self, write: Callable[[], Path | None]) -> Iterator[Event]:
-        """Do something that writes; a disk that fails or is full must not end a run that lives in memory."""
-        try:
-            if path := write():
-                yield Saved(self.step, path)
-        except (OSError, SafetensorError, DataError) as error:
-            yield NotSaved(self.step, str(error))
+    def _begin_saving(self) -> None:
+        self._saving_step, self._save_at = self.step, math.inf
+        self._saving.start(self._snapshot())
 
-    def _save_at_last(self) -> Saved:
+    def _saved(self, wait: bool) -> Iterator[Event]:
+        """What became of the checkpoint that is being written."""
+        outcome = self._saving.outcome(wait)
+        match outcome:
+            case None:
+                return
+            case Path():
+                self._saved_step, self._save_at = self._saving_step, time.monotonic() + SAVE_SECONDS
+                yield Saved(self._saving_step, outcome)
+            case OSError() | SafetensorError() | DataError():
+                # A disk that fails or is full must not end a run that lives in memory.
+                self._save_at = time.monotonic() + RETRY_SECONDS
+                yield NotSaved(self._saving_step, str(outcome))
+            case Exception():
+                raise outcome
+
+    def _saved_at_last(self) -> Iterator[Event]:
         """The checkpoint with which a run ends. Raises TrainingError if it cannot be written."""
+        yield from self._saved(wait=True)
+        if self.step == self._saved_step:
+            return
         try:
-            return Saved(self.step, self.save())
+            yield Saved(self.step, self.save())
         except (OSError, SafetensorError) as error:
             kept = checkpoint.checkpoints(self.run)
             hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
             raise TrainingError(f"step {self.step} could not be saved ({error})", hint) from None
 
-    def _log(self, line: str) -> None:
-        with (self.run / "metrics.jsonl").open("a") as file:
-            file.write(line)
+    def _is_sound(self) -> bool:
+        """Whether the weights are those after a whole step, and finite."""
+        return not self._updating and all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+
+    def _rescue(self) -> Iterator[Event]:
+        """A last checkpoint of a run that cannot go on, if there is something new, and a disk to take it."""
+        if self.world.leads:
+            try:
+                yield from self._saved_at_last()
+            except TrainingError as error:
+                yield NotSaved(self.step, error.message)
+
+    def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Draw a preview, note its colours, and show it on the card of the checkpoint of this step if there is one."""
+        try:
+            preview = self.preview(should_stop)
+        except (OSError, DataError) as error:
+            yield NotSaved(self.step, str(error))
+            return
+        if preview is None:
+            return
+        yield preview
+        self._colours = {"mean": preview.mean, "raw_mean": preview.raw_mean, "data_mean": preview.data}
+        if self._saving_step == self.step:
+            yield from self._saved(wait=True)
+        folder = self.run / "checkpoints" / f"step-{self.step:08d}"
+        if folder.is_dir():
+            config = self.config
+            try:
+                checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(), preview.path.read_bytes())
+            except (OSError, DataError) as error:
+                yield NotSaved(self.step, str(error))
+
+    def _log(self, line: Mapping[str, Any]) -> Iterator[Event]:
+        try:
+            with (self.run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            yield NotSaved(self.step, str(error))
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and no longer changed by the training."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}

@@ -12,7 +12,7 @@ import typer
 from ddpm_cli import __version__
 from ddpm_cli.cli import convert, info, noise, plot, push, sample, trace, train
 from ddpm_cli.cli.console import print_error
-from ddpm_cli.errors import DDPMError
+from ddpm_cli.errors import DDPMError, ElsewhereError
 
 app = typer.Typer(
     name="ddpm",
@@ -68,6 +68,8 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _explain(error: Exception, arguments: list[str]) -> int:
     """Say what went wrong; returns the exit code."""
     match error:
+        case ElsewhereError():
+            return error.exit_code
         case DDPMError():
             print_error(error.message, error.hint)
             return error.exit_code

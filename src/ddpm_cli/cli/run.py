@@ -2,42 +2,102 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ddpm_cli.cli.console import Console
 from ddpm_cli.config import RunConfig, TrainConfig
-from ddpm_cli.errors import DataError, DDPMError, ModelError, UsageError
+from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+    from ddpm_cli.config import DataConfig
     from ddpm_cli.dataset import Pack
+    from ddpm_cli.distributed import World
     from ddpm_cli.hub import Located
     from ddpm_cli.sources import Source
     from ddpm_cli.trainer import Trainer
 
-__all__ = ["go_on", "locate", "old_run", "planned", "prepare", "report", "require_all", "resumed"]
+__all__ = ["Beginning", "begun", "check_batch", "find_images", "go_on", "open_packs", "prepare", "report"]
 
 _NAMED = 5  # files that an error names where more were left out
 
 
-def old_run(run: Path, resume: bool, force: bool) -> RunConfig | None:
+class Beginning(NamedTuple):
+    """What a run begins with. base: the model whose weights it starts from, if it does and has none of its own yet."""
+
+    config: RunConfig
+    resuming: bool
+    base: Located | None
+
+
+def begun(
+    source: Callable[[], Source],
+    run: Path,
+    where: torch.device,
+    wishes: dict[str, dict[str, Any]],
+    preset: str | None,
+    start_from: str | None,
+    resume: bool,
+    force: bool,
+    console: Console,
+    held: ExitStack,
+) -> Beginning:
+    """Decide everything about a run, and keep other processes from it until `held` ends.
+
+    source: gives the images, which may take a while. Raises DDPMError.
+    """
+    from ddpm_cli import checkpoint
+
+    old = _old_run(run, resume, force, held)
+    if old:
+        config = _resumed(old, wishes, preset, start_from)
+        base = None if checkpoint.checkpoints(run) else _locate(old.base, console)
+    else:
+        base = _locate(start_from, console)
+        config = _planned(source, where, preset, wishes, base, console)
+    config = replace(config, data=replace(config.data, images=source().address))
+    return Beginning(config, old is not None, base)
+
+
+def _old_run(run: Path, resume: bool, force: bool, held: ExitStack) -> RunConfig | None:
     """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
     from ddpm_cli.files import read_config
 
     exists = (run / "config.json").is_file()
+    if exists:
+        _hold(run, held)
     if resume and exists:
         return read_config(RunConfig, run / "config.json")
     if exists and not force:
-        raise DDPMError(
-            f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
-        )
+        raise _taken(run)
     if run.exists() and not exists and not _is_empty(run):
         raise DDPMError(f"{run}: exists, and is not a run of ddpm", "Name another folder with -o.")
     return None
+
+
+def _taken(run: Path) -> DDPMError:
+    return DDPMError(
+        f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
+    )
+
+
+def _hold(run: Path, held: ExitStack) -> None:
+    """Be the only process that trains a run, until `held` ends."""
+    from ddpm_cli.files import lock
+
+    try:
+        held.enter_context(lock(run / ".lock", wait=False))
+    except LockedError:
+        raise LockedError(
+            f"{run}: another process is training this run", "Wait for it, or stop it. ddpm plot shows how far it is."
+        ) from None
 
 
 def _is_empty(folder: Path) -> bool:
@@ -45,7 +105,7 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
-def locate(address: str | None, console: Console) -> Located | None:
+def _locate(address: str | None, console: Console) -> Located | None:
     """Find the model whose weights a run starts from, if it starts from one."""
     if address is None:
         return None
@@ -54,8 +114,8 @@ def locate(address: str | None, console: Console) -> Located | None:
     return hub.resolve(address, quiet=not console.live)
 
 
-def planned(
-    source: Source,
+def _planned(
+    source: Callable[[], Source],
     where: torch.device,
     preset: str | None,
     wishes: dict[str, dict[str, Any]],
@@ -69,10 +129,10 @@ def planned(
 
     data, train = dict(wishes["data"]), dict(wishes["train"])
     with console.progress("looking at images") as progress:
-        found = survey(source, progress)
+        found = survey(source(), progress)
     return plan_run(
         found,
-        source.address,
+        source().address,
         on_gpu=where.type != "cpu",
         preset=preset or "auto",
         size=data.pop("size", None),
@@ -86,7 +146,9 @@ def planned(
     )
 
 
-def resumed(old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None, start_from: str | None) -> RunConfig:
+def _resumed(
+    old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None, start_from: str | None
+) -> RunConfig:
     """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
     contradictions = [
         f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
@@ -119,6 +181,21 @@ def _same_model(address: str, base: str | None) -> bool:
     return name == base.partition("@")[0]
 
 
+def find_images(images: str, console: Console) -> Source:
+    """Look for the images that IMAGES means, with a bar."""
+    from ddpm_cli.sources import open_source
+
+    with console.progress("looking for images") as progress:
+        return open_source(images, _cache_dir(), progress)
+
+
+def _cache_dir() -> Path:
+    """$DDPM_CACHE_DIR, else ddpm/ in the user's cache folder."""
+    if chosen := os.environ.get("DDPM_CACHE_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
+
+
 def go_on(trainer: Trainer, force: bool, console: Console) -> None:
     """Bring a run back to its newest checkpoint. Raises DDPMError if its images are others now, unless forced."""
     from ddpm_cli import checkpoint
@@ -134,6 +211,11 @@ def go_on(trainer: Trainer, force: bool, console: Console) -> None:
                 "Give those, or train another run with -o RUN, or add --force to go on with these.",
             )
         console.warn("going on with other images than those that the run was trained on")
+    if trainer.step > trainer.config.train.steps:
+        raise UsageError(
+            f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
+            "--steps is the total, resumed or not.",
+        )
 
 
 def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
@@ -157,7 +239,51 @@ def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
     )
 
 
-def require_all(pack: Pack) -> None:
+def check_batch(train: TrainConfig, processes: int) -> None:
+    """Raises UsageError if a batch cannot be shared out as it should be."""
+    if train.accumulate > train.batch_size:
+        raise UsageError(f"--accumulate {train.accumulate}: a batch has only {train.batch_size} images")
+    if processes > train.batch_size:
+        raise UsageError(f"--batch-size {train.batch_size}: fewer images than the {processes} processes")
+
+
+def open_packs(world: World, source: Callable[[], Source], data: DataConfig, strict: bool, console: Console) -> Pack:
+    """The decoded images, in every process.
+
+    The process that leads decodes them. One on another machine that does not see its cache decodes its own copy.
+    Raises DataError if there is none, or another one.
+    """
+    from ddpm_cli.dataset import Pack, open_pack
+
+    packs: list[Pack] = []
+
+    def decode() -> Pack:
+        with console.progress("decoding images") as progress:
+            return open_pack(source(), data, _cache_dir(), progress)
+
+    def lead() -> tuple[Path, str]:
+        packs.append(decode())
+        if strict:
+            _require_all(packs[0])
+        return packs[0].folder, packs[0].fingerprint
+
+    folder, fingerprint = world.lead(lead)
+
+    def follow() -> Pack:
+        if packs:
+            return packs[0]
+        try:
+            pack = Pack(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            pack = decode()
+        if pack.fingerprint != fingerprint:
+            raise DataError(f"{source().path}: not the images that process 0 has on its machine")
+        return pack
+
+    return world.together(follow)
+
+
+def _require_all(pack: Pack) -> None:
     """For --strict: raises DataError, naming some of them, if images were left out."""
     if pack.left_out:
         named = [f"\n  {name}: {reason}" for name, reason in pack.left_out[:_NAMED]]
@@ -179,7 +305,7 @@ def report(run: Path, pack: Pack) -> None:
         path.unlink(missing_ok=True)  # of a time when some were
 
 
-def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console) -> None:
+def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console, held: ExitStack) -> None:
     """Make the run's folder, now that nothing more can be refused."""
     from ddpm_cli.files import json_bytes, write_file
 
@@ -187,5 +313,9 @@ def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: 
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
         run.rename(aside)
         console.note(f"moved the run that was in {run} to {aside}")
+    if not resuming:
+        _hold(run, held)
+        if (run / "config.json").exists():  # since we looked
+            raise _taken(run)
     write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it makes a folder a run
     (run / "metrics.jsonl").touch()

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm_cli import __version__
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.run import go_on, locate, old_run, planned, prepare, report, require_all, resumed
-from ddpm_cli.config import RunConfig
+from ddpm_cli.cli.follow import finish, follow, header
+from ddpm_cli.cli.run import Beginning, begun, check_batch, find_images, go_on, open_packs, prepare, report
 from ddpm_cli.errors import UsageError
 from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
-    from ddpm_cli.dataset import Pack
-    from ddpm_cli.sources import Source
-    from ddpm_cli.trainer import Event, Trainer
+    from ddpm_cli.trainer import Trainer
 
 __all__ = ["train"]
-
-_FEW_IMAGES = 1000  # below this a model learns its images by heart sooner than it learns what they have in common
-_DAY = 86_400
-_LOG_SECONDS = 30  # between lines where there is no bar
-_NAMED = 5  # files that are named where more were left out
 
 
 def train(
@@ -163,9 +149,8 @@ def train(
     Ctrl-C saves a checkpoint and stops; --resume goes on.
     Judge a run by the pictures in RUN/samples: the loss falls quickly to a few hundredths and then hardly moves.
     """
-    console = Console("train", as_json, quiet)
     run = output or Path("runs") / _name(images)
-    wishes: dict[str, Any] = {
+    wishes: dict[str, dict[str, Any]] = {
         "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
         "train": {
             "steps": steps,
@@ -180,48 +165,45 @@ def train(
         },
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
-    _check(wishes)
-    old = old_run(run, resume, force)
 
-    from ddpm_cli import checkpoint
-    from ddpm_cli.dataset import open_pack
-    from ddpm_cli.device import describe, pick_device, pick_dtype
+    from ddpm_cli.device import describe, pick_dtype
+    from ddpm_cli.distributed import joined, restarted
     from ddpm_cli.pretrained import load_model
-    from ddpm_cli.sources import open_source
     from ddpm_cli.trainer import Trainer
 
-    where = pick_device(device)
-    dtype = pick_dtype(precision, where)
-    with console.progress("looking for images") as progress:
-        source = open_source(images, _cache_dir(), progress)
-    if old:
-        config = resumed(old, wishes, preset, start_from)
-        base = None if checkpoint.checkpoints(run) else locate(old.base, console)
-    else:
-        base = locate(start_from, console)
-        config = planned(source, where, preset, wishes, base, console)
-    with console.progress("decoding images") as progress:
-        pack = open_pack(source, config.data, _cache_dir(), progress)
-    if strict:
-        require_all(pack)
+    if restarted():  # torchrun calls the same command again; what it began is there now
+        resume, force = True, force and resume
+    with ExitStack() as held, joined() as world:
+        console = Console("train", as_json, quiet or not world.leads)
+        source = cache(lambda: find_images(images, console))
+        where, dtype = world.together(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
 
-    if config.train.accumulate > config.train.batch_size:
-        raise UsageError(f"--accumulate {config.train.accumulate}: a batch has only {config.train.batch_size} images")
-    weights = load_model(base.folder, base.files)[0].state_dict() if base else None
-    trainer = Trainer(run, config, pack, where, dtype, weights)
-    if old:
-        go_on(trainer, force, console)
-    if trainer.step > config.train.steps:
-        raise UsageError(
-            f"--steps {config.train.steps}: the run has done {trainer.step} already",
-            "--steps is the total, resumed or not.",
-        )
-    config = replace(config, data=replace(config.data, images=source.address))
-    prepare(run, config, bool(old), force, console)
-    report(run, pack)
-    _header(console, run, config, source, pack, trainer, describe(where, dtype))
-    loss, stopped_by = _follow(console, trainer)
-    _finish(console, run, images, trainer, loss, stopped_by)
+        def begin() -> Beginning:
+            _check(wishes)
+            return begun(source, run, where, wishes, preset, start_from, resume, force, console, held)
+
+        beginning = world.lead(begin)
+        config = beginning.config
+        pack = open_packs(world, source, config.data, strict, console)
+        world.lead(lambda: check_batch(config.train, world.size))
+
+        def trainer_here() -> Trainer:
+            base = beginning.base if world.leads else None
+            weights = load_model(base.folder, base.files)[0].state_dict() if base else None
+            return Trainer(run, config, pack, where, dtype, weights, world)
+
+        trainer = world.together(trainer_here)
+
+        def get_ready() -> None:
+            if beginning.resuming:
+                go_on(trainer, force, console)
+            prepare(run, config, beginning.resuming, force, console, held)
+            report(run, pack)
+            header(console, images, trainer, describe(where, dtype))
+
+        world.lead(get_ready)
+        loss, stopped_by = follow(console, trainer)
+        finish(console, images, trainer, loss, stopped_by)
 
 
 def _name(images: str) -> str:
@@ -243,121 +225,3 @@ def _check(wishes: dict[str, dict[str, Any]]) -> None:
         from ddpm_cli import images
 
         images.check_background(wishes["data"]["background"])
-
-
-def _cache_dir() -> Path:
-    """$DDPM_CACHE_DIR, else ddpm/ in the user's cache folder."""
-    if chosen := os.environ.get("DDPM_CACHE_DIR"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
-
-
-def _header(
-    console: Console, run: Path, config: RunConfig, source: Source, pack: Pack, trainer: Trainer, machine: str
-) -> None:
-    data, train = config.data, config.train
-    parameters = sum(parameter.numel() for parameter in trainer.parameters)
-    doing = f"resuming at step {trainer.step}" if trainer.step else "training"
-    console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
-    console.note(f"  images   {len(pack)} in {source.path}, {len(pack.left_out)} left out")
-    colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
-    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
-    console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
-    about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
-    console.note(f"  model    {about}{f', from {config.base}' if config.base else ''}")
-    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
-    console.note(
-        f"  training {train.steps} steps of {train.batch_size} images{parts}, lr {train.lr:g}, seed {train.seed}"
-    )
-    console.note(f"  device   {machine}")
-    for name, reason in pack.left_out[:_NAMED]:
-        console.warn(f"left out {name}: {reason}")
-    if len(pack.left_out) > _NAMED:
-        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
-    if len(pack) < _FEW_IMAGES:
-        console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
-    console.note("  Ctrl-C saves and stops")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second one stops at once."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if caught:
-            sys.exit(128 + number)
-        caught.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None]:
-    """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
-    from ddpm_cli.trainer import Finished, NotSaved, Previewing, Progress, Saved
-
-    total = trainer.config.train.steps
-    loss: float | None = None
-    estimated = False
-    started = said = time.monotonic()
-    event: Event
-    with _stop_signals() as caught, console.bar("training", total, eta=False) as update:
-        update(trainer.step)
-        for event in trainer.events(lambda: bool(caught)):
-            match event:
-                case Progress():
-                    loss = event.loss
-                    speed = f"{event.images_per_second:.0f} images/s"
-                    status = f"loss {loss:.4f}  {speed}  ETA {_duration(event.seconds_left)}"
-                    what = "stopping" if caught else "training"
-                    update(event.step, what=what, status=status)
-                    if not estimated and time.monotonic() - started > 5:
-                        estimated = True
-                        _warn_if_long(console, trainer, event.seconds_left)
-                    if not console.live and time.monotonic() - said > _LOG_SECONDS:
-                        said = time.monotonic()
-                        console.note(f"step {event.step}/{total}  {status}")
-                case Previewing():
-                    update(event.step, what="drawing samples")
-                case Saved():
-                    console.note(f"step {event.step}: {event.path}")
-                case NotSaved():
-                    console.warn(f"step {event.step} could not be saved: {event.reason}; training goes on")
-                case Finished():
-                    pass
-    return loss, caught[0] if caught else None
-
-
-def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
-    if seconds < _DAY:
-        return
-    smaller = PRESETS[trainer.config.preset].smaller if trainer.config.preset in PRESETS else None
-    advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less"
-    console.warn(f"at this speed this takes {_duration(seconds)}; {advice}. It can be stopped and resumed at any time.")
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * _DAY:
-        return f"{seconds / _DAY:.0f} days"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-def _finish(
-    console: Console, run: Path, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None
-) -> None:
-    total = trainer.config.train.steps
-    if trainer.step < total:
-        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        console.note(f"go on with: ddpm train {quote(images)} -o {quote(str(run))} --resume")
-        raise typer.Exit(128 + (stopped_by or signal.SIGINT))
-    console.note(
-        f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
-    )
-    console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))

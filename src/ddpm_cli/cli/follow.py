@@ -1,0 +1,159 @@
+"""What `ddpm train` shows of a run: a header, the way, and the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import typer
+
+from ddpm_cli import __version__
+from ddpm_cli.cli.console import Console
+from ddpm_cli.presets import PRESETS
+
+if TYPE_CHECKING:
+    from ddpm_cli.events import Event
+    from ddpm_cli.trainer import Trainer
+
+__all__ = ["finish", "follow", "header"]
+
+_FEW_IMAGES = 1000  # below this a model learns its images by heart sooner than it learns what they have in common
+_DAY = 86_400
+_LOG_SECONDS = 30  # between lines where there is no bar
+_NAMED = 5  # files that are named where more were left out
+_ONE_SIGNAL = 1.0  # seconds: a batch system signals the launcher and its processes, and these get it twice
+
+
+def header(console: Console, images: str, trainer: Trainer, machine: str) -> None:
+    """Say what will be trained, on what, and how."""
+    run, config, pack, world = trainer.run, trainer.config, trainer.pack, trainer.world
+    data, train = config.data, config.train
+    parameters = sum(parameter.numel() for parameter in trainer.parameters)
+    doing = f"resuming at step {trainer.step}" if trainer.step else "training"
+    console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
+    console.note(f"  images   {len(pack)} in {images}, {len(pack.left_out)} left out")
+    colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
+    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
+    console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
+    about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
+    console.note(f"  model    {about}{f', from {config.base}' if config.base else ''}")
+    split = _split(train.batch_size, world.size, train.accumulate)
+    console.note(
+        f"  training {train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}"
+    )
+    console.note(f"  device   {machine}{f', in {world.size} processes' if world.size > 1 else ''}")
+    for name, reason in pack.left_out[:_NAMED]:
+        console.warn(f"left out {name}: {reason}")
+    if len(pack.left_out) > _NAMED:
+        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
+    if len(pack) < _FEW_IMAGES:
+        console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
+    console.note("  Ctrl-C saves and stops")
+
+
+def _split(batch_size: int, processes: int, parts: int) -> str:
+    """How a batch is shared out, in words."""
+    least, more = divmod(batch_size, processes)
+    each = f"{least} or {least + 1}" if more else str(least)
+    shared = f" ({each} in each of {processes} processes)" if processes > 1 else ""
+    return shared + (f" in {parts} parts" if parts > 1 else "")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second one stops at once."""
+    caught: list[int] = []
+    first = 0.0
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal first
+        if not caught:
+            caught.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > _ONE_SIGNAL:
+            sys.exit(128 + number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None]:
+    """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
+    from ddpm_cli.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
+
+    total = trainer.config.train.steps
+    loss: float | None = None
+    estimated = False
+    started = said = time.monotonic()
+    event: Event
+    with _stop_signals() as caught, console.bar("training", total, eta=False) as update:
+        update(trainer.step)
+        for event in trainer.events(lambda: bool(caught)):
+            match event:
+                case Progress():
+                    loss = event.loss
+                    speed = f"{event.images_per_second:.0f} images/s"
+                    status = f"loss {loss:.4f}  {speed}  ETA {_duration(event.seconds_left)}"
+                    what = "stopping" if caught else "training"
+                    update(event.step, what=what, status=status)
+                    if not estimated and time.monotonic() - started > 5:
+                        estimated = True
+                        _warn_if_long(console, trainer, event.seconds_left)
+                    if not console.live and time.monotonic() - said > _LOG_SECONDS:
+                        said = time.monotonic()
+                        console.note(f"step {event.step}/{total}  {status}")
+                case Previewing():
+                    update(event.step, what="drawing samples")
+                case Saved():
+                    console.note(f"step {event.step}: {event.path}")
+                case NotSaved():
+                    console.warn(f"step {event.step} could not be saved: {event.reason}; training goes on")
+                case Previewed():
+                    colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
+                    console.note(f"step {event.step}: {event.path} ({colours})")
+                case Logged() | Finished():
+                    pass
+        return loss, max(trainer.world.gather(caught[0] if caught else 0)) or None
+
+
+def _colour(means: list[float]) -> str:
+    return "/".join(f"{mean:.0f}" for mean in means)
+
+
+def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
+    if seconds < _DAY:
+        return
+    smaller = PRESETS[trainer.config.preset].smaller if trainer.config.preset in PRESETS else None
+    advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less"
+    console.warn(f"at this speed this takes {_duration(seconds)}; {advice}. It can be stopped and resumed at any time.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 2 * _DAY:
+        return f"{seconds / _DAY:.0f} days"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def finish(console: Console, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None) -> None:
+    """Say how a run ended, and what can be done next. Raises typer.Exit if it was stopped."""
+    run, total = trainer.run, trainer.config.train.steps
+    if trainer.step < total:
+        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
+        console.note(f"go on with: ddpm train {quote(images)} -o {quote(str(run))} --resume")
+        raise typer.Exit(128 + (stopped_by or signal.SIGINT))
+    console.note(
+        f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
+    )
+    if trainer.world.leads:
+        console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
