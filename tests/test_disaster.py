@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ddpm_cli import checkpoint
 
 TRAIN = ("--batch-size", "4", "--size", "8", "--save-every", "2", "--sample-every", "100", "--precision", "fp32")
 RUN = Path("run")
+MAIN = "import sys; from ddpm_cli.cli.app import main; main(sys.argv[1:])"
 
 
 def train(cli, digits, *options: object) -> tuple[int, str]:
@@ -134,6 +136,89 @@ def test_a_read_only_disk(digits, small_disk):
     assert result.returncode == 1
     assert result.stderr.count("Error: ") == 1
     assert "Read-only file system" in result.stderr
+
+
+@pytest.fixture
+def lost_disk(tmp_path):
+    """A mounted folder, and what takes it away and brings it back while a process goes on."""
+    disk, store = tmp_path / "disk", tmp_path / "store"
+    disk.mkdir()
+    store.mkdir()
+
+    def mount() -> int:
+        return subprocess.run(["mount", "--bind", str(store), str(disk)], capture_output=True).returncode
+
+    def unmount() -> int:
+        return subprocess.run(["umount", "-l", str(disk)], capture_output=True).returncode
+
+    if mount():
+        pytest.skip("mounting needs root")
+    yield disk, mount, unmount
+    unmount()
+
+
+def test_a_disk_that_goes_away_and_comes_back(digits, lost_disk):
+    """Nothing is written below the place where it was, training goes on, and saves when it is there again."""
+    disk, mount, unmount = lost_disk
+    run = disk / "run"
+    command = [sys.executable, "-c", f"import ddpm_cli.trainer as t; t.RETRY_SECONDS = 0.1\n{MAIN}"]
+    options = ["train", str(digits), "-o", str(run), *TRAIN, "--steps", "1M", "--save-every", "50", "--keep", "1"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:
+        if "checkpoints/step-" in line:
+            break
+    unmount()
+    for line in process.stderr:
+        if "could not be saved" in line:
+            break
+    assert "the run's folder is gone" in line
+    assert "training goes on" in line
+    assert not list(disk.iterdir())
+    mount()
+    for line in process.stderr:
+        if "checkpoints/step-" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert run / "config.json" in run.iterdir()
+    assert len(checkpoint.checkpoints(run)) == 1
+
+
+def test_a_run_whose_folder_was_removed_is_saved_in_the_end(digits, tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ddpm_cli",
+            "train",
+            str(digits),
+            "-o",
+            "run",
+            *TRAIN,
+            "--steps",
+            "1M",
+            "--save-every",
+            "99",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if "checkpoints/step-" in line:
+            break
+    while RUN.exists():  # it may be writing just then
+        shutil.rmtree(RUN, ignore_errors=True)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    result = subprocess.run(
+        [sys.executable, "-m", "ddpm_cli", "train", str(digits), "-o", "run", "--resume", "--dry-run", "--json"],
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_folder_with_a_name_of_any_bytes(cli, digits, tmp_path):

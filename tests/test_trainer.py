@@ -180,6 +180,26 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path, pack, mo
     training.parameters[-1].register_hook(lambda gradient: gradient * (math.inf if training.step == 4 else 1))
     with pytest.raises(TrainingError, match="the gradient is not finite at step 5"):
         list(training.events())
+    assert checkpoint.checkpoints(training.run) == []  # a run that left out a step is not the run that was asked for
+
+
+def test_what_is_not_finite_changes_no_weight(tmp_path, pack):
+    """Neither the weights nor their averages nor Adam's moments, whenever somebody looks."""
+    training = start(tmp_path / "run", pack, config_of())
+    for _ in range(3):
+        training.train_step()
+    training.ema.decay = 0.0  # the averages are the weights now
+    training.train_step()
+    before = {name: value.clone() for name, value in training.unet.state_dict().items()}
+    moments = {name: value.clone() for name, value in training._moments().items()}
+    hook = training.parameters[-1].register_hook(lambda gradient: gradient * math.nan)
+    assert not training.train_step().grad_norm.isfinite()
+    hook.remove()
+    for after in (training.unet.state_dict(), training.averaged.state_dict()):
+        assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert all(torch.equal(moments[name], value) for name, value in training._moments().items())
+    training.train_step()
+    assert not torch.equal(before["conv_in.weight"], training.unet.conv_in.weight)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])

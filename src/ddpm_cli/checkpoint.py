@@ -21,14 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card
-from ddpm_cli.config import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig
+from ddpm_cli.config import DIFFUSERS_VERSION, RunConfig, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
-from ddpm_cli.files import json_bytes, load_tensors, read_json, write_file
+from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, read_json, write_file
 from ddpm_cli.pretrained import WEIGHTS
 
 __all__ = [
     "Checkpoint",
     "add_preview",
+    "begin_run",
     "checkpoints",
     "configurations",
     "is_only_a_model",
@@ -39,6 +40,8 @@ __all__ = [
     "save_training",
     "save_weights",
     "set_aside",
+    "step_of",
+    "tidy",
 ]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})$")  # and no copy that somebody made beside it
@@ -167,6 +170,12 @@ def load_training(folder: Path) -> Checkpoint:
         raise ModelError(f"{training / 'state.json'}: {error}") from None
 
 
+def begin_run(run: Path, config: RunConfig) -> None:
+    """Make a folder a run, or renew its configuration."""
+    write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
+    (run / "metrics.jsonl").touch()
+
+
 def is_run(folder: Path) -> bool:
     """Whether `ddpm train` has been writing here."""
     return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
@@ -176,6 +185,11 @@ def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [(int(m[1]), path) for path in (run / "checkpoints").glob("step-*") if (m := _CHECKPOINT.match(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of one of `checkpoints`."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -190,10 +204,22 @@ def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
     What stays are the newest `keep`, and those of every `keep_every`th step.
     """
     for path in checkpoints(run)[:-keep]:
-        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+        if keep_every and step_of(path) % keep_every == 0:
             continue
         doomed = path.with_name(f".{path.name}.old")  # first out of sight: what has a final name is complete
         with contextlib.suppress(OSError):
             path.rename(doomed)
+    _remove_halves(run)
+
+
+def tidy(run: Path) -> None:
+    """Remove what killed processes left half-written in a run that nobody is training."""
+    _remove_halves(run)
+    for folder in (run, run / "samples"):
+        for leftover in folder.glob(f"{PARTIAL}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _remove_halves(run: Path) -> None:
     for leftover in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)

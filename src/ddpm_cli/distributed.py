@@ -92,6 +92,10 @@ class World:
             raise error
         raise ElsewhereError(exit_code)
 
+    def said_once(self, error: DDPMError) -> DDPMError:
+        """What to raise where all processes come to the same error: the one that leads says it for all."""
+        return error if self.leads else ElsewhereError(error.exit_code)
+
     def lead(self, work: Callable[[], _Result]) -> _Result:
         """Do something in the process that leads, and give what it returned (which must pickle) to all."""
         result = self.together(lambda: work() if self.leads else None)

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ddpm_cli.errors import DataError, LockedError, ModelError
 
-__all__ = ["json_bytes", "load_tensors", "lock", "new_directory", "read_config", "read_json", "write_file"]
+__all__ = ["PARTIAL", "json_bytes", "load_tensors", "lock", "new_directory", "read_config", "read_json", "write_file"]
+
+
+PARTIAL = ".ddpm-"  # how the names of files begin that are being written
 
 
 class _FromDict(Protocol):
@@ -35,8 +38,10 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path = path.resolve()  # a link is written through
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".ddpm-{secrets.token_hex(8)}")  # known before it exists: Ctrl-C may come at any time
+        # Known before it exists: Ctrl-C may come at any time.
+        partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
         partial.write_bytes(data)
+        _flush(partial)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None

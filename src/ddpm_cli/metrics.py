@@ -72,15 +72,20 @@ class Window:
         """Seconds since `progress` was last called."""
         return time.monotonic() - self._looked
 
+    @property
+    def sound(self) -> bool:
+        """Whether all losses and gradients since the last line were finite."""
+        return bool(self._bad.isinf().all())
+
     def check(self, step: int) -> None:
-        """Raises TrainingError if a loss or a gradient was not finite, as the weights are not any more then."""
+        """Raises TrainingError if a loss or a gradient was not finite."""
         if step > self._start[0]:
             self._means(step)
 
     def _means(self, step: int) -> tuple[float, float, list[float | None]]:
         """Of the loss, of the gradient's norm, and of the losses by quarter of t.
 
-        Raises TrainingError if they are not finite: the weights are lost, the last checkpoint is not.
+        Raises TrainingError if they are not finite. The weights are those before, but later steps went on from them.
         """
         steps = step - self._start[0]
         sums = self._world.total(torch.cat([self._loss, self._by_t, self._images])).tolist()
@@ -90,11 +95,10 @@ class Window:
             bad_loss, bad_gradient = self._world.smallest(self._bad).tolist()
             cause = "loss" if bad_loss <= bad_gradient else "gradient"
             kept = checkpoint.checkpoints(self._run)
-            raise TrainingError(
-                f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}",
-                (f"{kept[-1]} is safe: --resume goes on from there. " if kept else "")
-                + "Try --precision fp32, or a new run with a smaller --lr.",
-            )
+            advice = "Try --precision fp32, or a new run with a smaller --lr."
+            safe = f"{kept[-1]} is safe: --resume goes on from there. " if kept else ""
+            message = f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}"
+            raise self._world.said_once(TrainingError(message, safe + advice))
         return loss, grad_norm, [sum_ / n if n else None for sum_, n in zip(sums[1:5], sums[5:], strict=True)]
 
     def progress(self, step: int, seconds: float) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -133,7 +134,7 @@ class Trainer:
         self.seconds = saved.seconds
         return saved.images
 
-    def _unite(self) -> None:
+    def unite(self) -> None:
         """Bring all processes to the state of the one that leads, and join their networks."""
         self.step, self.seconds, self.ema.updates = self.world.lead(lambda: (self.step, self.seconds, self.ema.updates))
         self.world.share([*self.unet.parameters(), *self.averaged.parameters(), *self._moments().values()])
@@ -154,6 +155,8 @@ class Trainer:
         losses.append(self.backward(*last))
         self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
+        # What is not finite changes no weight: Adam leaves out a step that is marked so, without asking the device.
+        self.optimizer.found_inf = (~grad_norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.param_groups[0]["lr"] = self._lr()
         self.optimizer.step()
         self.ema.update(self.parameters)
@@ -165,7 +168,8 @@ class Trainer:
         """This process's rows of the step's x_0, t and eps."""
         settings = self.config.train
         try:
-            batch = self.pack[self.batches[self.step][self.rows.start : self.rows.stop]]
+            batch = self.pack[self._mine(self.step)]
+            self.pack.prefetch(self._mine(self.step + 1))
         except OSError as error:
             raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({error})") from None
         if self.device.type == "cuda":
@@ -177,6 +181,10 @@ class Trainer:
         if self.config.data.flip:
             x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(3), x_0)
         return x_0, t, eps.contiguous(memory_format=memory_format(self.device))
+
+    def _mine(self, step: int) -> Tensor:
+        """Which images are this process's rows of a step's batch."""
+        return self.batches[step][self.rows.start : self.rows.stop]
 
     def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
@@ -208,6 +216,7 @@ class Trainer:
         }
 
         def write() -> Path:
+            self._require_run()
             samples = (self.run / "samples").glob("step-*[0-9].png")
             previews = sorted(samples, key=lambda path: (len(path.name), path.name))
             preview = previews[-1].read_bytes() if previews else None
@@ -218,6 +227,11 @@ class Trainer:
             return path
 
         return write
+
+    def _require_run(self) -> None:
+        """Raises FileNotFoundError where the run's disk was taken away: what lies below it is no place for a run."""
+        if not self.run.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(self.run))
 
     def _recipe(self) -> dict[str, Any]:
         name = os.fsencode(Path(self.config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
@@ -237,6 +251,7 @@ class Trainer:
         path = self.run / "samples" / f"step-{self.step:08d}.png"
         raw_path = path.with_stem(f"{path.stem}-raw")
         data = [round(mean, 2) for mean in self.pack.mean]
+        self._require_run()
         write_file(path, images.picture_bytes(images.grid(samples)))
         write_file(raw_path, images.picture_bytes(images.grid(raw)))
         return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
@@ -258,7 +273,7 @@ class Trainer:
         Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched; and whatever else
         ends a run, after a checkpoint of what was learned until then.
         """
-        self._unite()
+        self.unite()
         self.world.lead(lambda: forget_after(self.run / "metrics.jsonl", self.step))
         window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
         self._save_at = time.monotonic() + SAVE_SECONDS
@@ -270,7 +285,7 @@ class Trainer:
                 error = LostProcessError(
                     "another process of this run is gone", "What it said before that is the reason."
                 )
-            if self._is_sound():
+            if self._is_sound(window):
                 yield from self._rescue()
             raise error
         yield from self.world.together(lambda: list(self._saved_at_last()) if self.world.leads else [])
@@ -335,20 +350,29 @@ class Trainer:
                 raise outcome
 
     def _saved_at_last(self) -> Iterator[Event]:
-        """The checkpoint with which a run ends. Raises TrainingError if it cannot be written."""
+        """The checkpoint with which a run ends. Raises TrainingError if it cannot be written.
+
+        If the run's folder is gone it is made anew: this is the last chance to keep what was learned.
+        """
         yield from self._saved(wait=True)
         if self.step == self._saved_step:
             return
         try:
+            if not self.run.is_dir():
+                checkpoint.begin_run(self.run, self.config)
             yield Saved(self.step, self.save())
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, DataError) as error:
             kept = checkpoint.checkpoints(self.run)
             hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
             raise TrainingError(f"step {self.step} could not be saved ({error})", hint) from None
 
-    def _is_sound(self) -> bool:
-        """Whether the weights are those after a whole step, and finite."""
-        return not self._updating and all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+    def _is_sound(self, window: Window) -> bool:
+        """Whether the weights are those after a whole step, and finite, and no step was left out for not being so."""
+        try:
+            finite = window.sound and all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+        except RuntimeError:  # the device does not answer any more
+            return False
+        return finite and not self._updating
 
     def _rescue(self) -> Iterator[Event]:
         """A last checkpoint of a run that cannot go on, if there is something new, and a disk to take it."""

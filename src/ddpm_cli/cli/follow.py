@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import signal
 import sys
 import time
@@ -13,14 +15,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from ddpm_cli import __version__
-from ddpm_cli.cli.console import Console
+from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
     from ddpm_cli.events import Event
+    from ddpm_cli.rehearsal import Rehearsal
     from ddpm_cli.trainer import Trainer
 
-__all__ = ["finish", "follow", "header"]
+__all__ = ["finish", "follow", "header", "show_plan"]
 
 _FEW_IMAGES = 1000  # below this a model learns its images by heart sooner than it learns what they have in common
 _DAY = 86_400
@@ -31,22 +34,11 @@ _ONE_SIGNAL = 1.0  # seconds: a batch system signals the launcher and its proces
 
 def header(console: Console, images: str, trainer: Trainer, machine: str) -> None:
     """Say what will be trained, on what, and how."""
-    run, config, pack, world = trainer.run, trainer.config, trainer.pack, trainer.world
-    data, train = config.data, config.train
-    parameters = sum(parameter.numel() for parameter in trainer.parameters)
+    run, pack = trainer.run, trainer.pack
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
     console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
-    console.note(f"  images   {len(pack)} in {images}, {len(pack.left_out)} left out")
-    colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
-    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
-    console.note(f"  made     {data.size}x{data.size} {colours}, {data.fit}, {flips}")
-    about = f"{config.preset}: {parameters / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
-    console.note(f"  model    {about}{f', from {config.base}' if config.base else ''}")
-    split = _split(train.batch_size, world.size, train.accumulate)
-    console.note(
-        f"  training {train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}"
-    )
-    console.note(f"  device   {machine}{f', in {world.size} processes' if world.size > 1 else ''}")
+    rows = {"images": f"{len(pack)} in {images}, {len(pack.left_out)} left out"}
+    console.table(rows | _plan(trainer, machine))
     for name, reason in pack.left_out[:_NAMED]:
         console.warn(f"left out {name}: {reason}")
     if len(pack.left_out) > _NAMED:
@@ -54,6 +46,69 @@ def header(console: Console, images: str, trainer: Trainer, machine: str) -> Non
     if len(pack) < _FEW_IMAGES:
         console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
     console.note("  Ctrl-C saves and stops")
+
+
+def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
+    """What a run is, by rows."""
+    config, world = trainer.config, trainer.world
+    data, train = config.data, config.train
+    colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
+    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
+    about = f"{config.preset}: {_parameters(trainer) / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
+    split = _split(train.batch_size, world.size, train.accumulate)
+    return {
+        "made": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
+        "model": f"{about}{f', from {config.base}' if config.base else ''}",
+        "training": f"{train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}",
+        "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
+    }
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.parameters)
+
+
+def show_plan(console: Console, images: str, trainer: Trainer, machine: str, start: int, found: Rehearsal) -> None:
+    """The result of --dry-run: what would be trained, what it needs, and how long it takes from step `start` on."""
+    from ddpm_cli.rehearsal import total_memory
+
+    run, train, pack = trainer.run, trainer.config.train, trainer.pack
+    memory, each = total_memory(trainer.device), " in each process" if trainer.world.size > 1 else ""
+    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    pixels = len(pack) * math.prod(pack.shape)
+    images_per_second = found.steps_per_second * train.batch_size
+    seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
+    rows = {
+        "run": f"{run}{f', from step {start} on' if start else ''}",
+        "images": f"{len(pack)} in {images}, not decoded yet",
+        **_plan(trainer, machine),
+        "memory": f"{_size(found.memory)}{f' of {_size(memory)}' if memory else ''}{each}",
+        "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",
+        "time": seconds,
+        "disk": f"{train.keep + 1} checkpoints of {_size(found.checkpoint)}, {_size(free)} free in {place}; "
+        f"{_size(pixels)} of decoded images in the cache",
+    }
+    fields = {
+        "run": str(run),
+        "start": start,
+        "images": len(pack),
+        "config": trainer.config.to_dict(),
+        "parameters": _parameters(trainer),
+        "processes": trainer.world.size,
+        "device": machine,
+        "memory_bytes": found.memory,
+        "steps_per_second": found.steps_per_second,
+        "images_per_second": images_per_second,
+        "seconds": found.seconds,
+        "checkpoint_bytes": found.checkpoint,
+    }
+    console.result("\n".join(aligned(rows)), **fields)
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:

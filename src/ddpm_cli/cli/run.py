@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from ddpm_cli.sources import Source
     from ddpm_cli.trainer import Trainer
 
-__all__ = ["Beginning", "begun", "check_batch", "find_images", "go_on", "open_packs", "prepare", "report"]
+__all__ = [
+    "Beginning",
+    "begun",
+    "blank_pack",
+    "check_batch",
+    "find_images",
+    "go_on",
+    "open_packs",
+    "prepare",
+    "report",
+    "start_at",
+]
 
 _NAMED = 5  # files that an error names where more were left out
 
@@ -218,6 +229,15 @@ def go_on(trainer: Trainer, force: bool, console: Console) -> None:
         )
 
 
+def start_at(trainer: Trainer, resuming: bool) -> int:
+    """For --dry-run: set and return the step that a run would go on from, without reading its checkpoint."""
+    from ddpm_cli import checkpoint
+
+    found = checkpoint.checkpoints(trainer.run) if resuming else []
+    trainer.step = trainer.world.lead(lambda: checkpoint.step_of(found[-1]) if found else 0)
+    return trainer.step
+
+
 def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
     """Load the newest checkpoint that is whole, and set damaged newer ones aside. Returns its images' fingerprint."""
     from ddpm_cli import checkpoint
@@ -283,6 +303,18 @@ def open_packs(world: World, source: Callable[[], Source], data: DataConfig, str
     return world.together(follow)
 
 
+def blank_pack(world: World, source: Callable[[], Source], data: DataConfig, console: Console) -> Pack:
+    """For --dry-run: as many images of that size, in every process, none of which is decoded."""
+    from ddpm_cli.rehearsal import BlankPack
+
+    def count() -> int:
+        with console.progress("looking for images") as progress:
+            source().scan(progress)
+        return len(source().names)
+
+    return BlankPack(world.lead(count), (data.channels, data.size, data.size))
+
+
 def _require_all(pack: Pack) -> None:
     """For --strict: raises DataError, naming some of them, if images were left out."""
     if pack.left_out:
@@ -307,7 +339,7 @@ def report(run: Path, pack: Pack) -> None:
 
 def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console, held: ExitStack) -> None:
     """Make the run's folder, now that nothing more can be refused."""
-    from ddpm_cli.files import json_bytes, write_file
+    from ddpm_cli import checkpoint
 
     if force and not resuming and run.exists():
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
@@ -317,5 +349,5 @@ def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: 
         _hold(run, held)
         if (run / "config.json").exists():  # since we looked
             raise _taken(run)
-    write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it makes a folder a run
-    (run / "metrics.jsonl").touch()
+    checkpoint.begin_run(run, config)
+    checkpoint.tidy(run)

@@ -13,8 +13,19 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.follow import finish, follow, header
-from ddpm_cli.cli.run import Beginning, begun, check_batch, find_images, go_on, open_packs, prepare, report
+from ddpm_cli.cli.follow import finish, follow, header, show_plan
+from ddpm_cli.cli.run import (
+    Beginning,
+    begun,
+    blank_pack,
+    check_batch,
+    find_images,
+    go_on,
+    open_packs,
+    prepare,
+    report,
+    start_at,
+)
 from ddpm_cli.errors import UsageError
 from ddpm_cli.presets import PRESETS
 
@@ -127,6 +138,12 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the plan: what is trained, its memory, speed and time. Tries it, writes nothing."
+        ),
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: Annotated[
@@ -169,6 +186,7 @@ def train(
     from ddpm_cli.device import describe, pick_dtype
     from ddpm_cli.distributed import joined, restarted
     from ddpm_cli.pretrained import load_model
+    from ddpm_cli.rehearsal import measure, rehearse
     from ddpm_cli.trainer import Trainer
 
     if restarted():  # torchrun calls the same command again; what it began is there now
@@ -180,12 +198,16 @@ def train(
 
         def begin() -> Beginning:
             _check(wishes)
-            return begun(source, run, where, wishes, preset, start_from, resume, force, console, held)
+            found = begun(source, run, where, wishes, preset, start_from, resume, force, console, held)
+            check_batch(found.config.train, world.size)
+            return found
 
         beginning = world.lead(begin)
         config = beginning.config
-        pack = open_packs(world, source, config.data, strict, console)
-        world.lead(lambda: check_batch(config.train, world.size))
+        if dry_run:
+            pack = blank_pack(world, source, config.data, console)
+        else:
+            pack = open_packs(world, source, config.data, strict, console)
 
         def trainer_here() -> Trainer:
             base = beginning.base if world.leads else None
@@ -193,13 +215,23 @@ def train(
             return Trainer(run, config, pack, where, dtype, weights, world)
 
         trainer = world.together(trainer_here)
+        machine = describe(where, dtype)
+        if dry_run:
+            start = start_at(trainer, beginning.resuming)
+            with console.bar("trying it", None):
+                plan = measure(trainer)
+            if world.leads:
+                show_plan(console, images, trainer, machine, start, plan)
+            return
+        with console.bar("trying the largest step", None):
+            rehearse(trainer)
 
         def get_ready() -> None:
             if beginning.resuming:
                 go_on(trainer, force, console)
             prepare(run, config, beginning.resuming, force, console, held)
             report(run, pack)
-            header(console, images, trainer, describe(where, dtype))
+            header(console, images, trainer, machine)
 
         world.lead(get_ready)
         loss, stopped_by = follow(console, trainer)
