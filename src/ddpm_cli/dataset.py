@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 import weakref
 from collections import Counter
@@ -33,9 +34,10 @@ from ddpm_cli.sources import Progress, Source, in_threads, printable, silent
 
 __all__ = ["Batches", "Pack", "Survey", "open_pack", "survey"]
 
-_PACK_VERSION = 2
+_PACK_VERSION = 3
 _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**20  # pixels that are written at once
+_LARGE = 2**26  # pixels; more have few photographs
 
 
 @contextlib.contextmanager
@@ -67,7 +69,7 @@ def survey(source: Source, progress: Progress = silent) -> Survey:
 
     def header(name: str) -> tuple[int, int, bool] | None:
         try:
-            with source.open(name) as file, Image.open(file) as image:
+            with source.open(name) as file, images.open_image(file) as image:
                 return *image.size, images.is_gray(image)
         except Exception:  # Pillow's plugins raise anything on a damaged file
             return None
@@ -228,11 +230,17 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: Prog
 
     def decode(name: str) -> bytes | _Failure:
         try:
-            with source.open(name) as file:
-                image = images.read(file, config.channels, config.background)
-            return images.planes(images.fit(image, config.size, config.fit, config.background))
+            with source.open(name) as file, images.open_image(file) as image, turn(image):
+                pixels = images.load(image, config.channels, config.background)
+                return images.planes(images.fit(pixels, config.size, config.fit, config.background))
         except Exception as error:  # Pillow's plugins, zipfile and what it unpacks with raise anything
-            return _Failure(printable(images.reason(error)), isinstance(error, OSError) and error.errno is not None)
+            return _Failure(printable(images.reason(error)), images.disk_failed(error))
+
+    one = threading.Lock()
+
+    def turn(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+        """Large images are decoded one at a time: each takes gigabytes, and a small file may unfold into one."""
+        return one if image.width * image.height > _LARGE else contextlib.nullcontext()
 
     source.scan(progress)
     tag = folder.parent.parent / "CACHEDIR.TAG"

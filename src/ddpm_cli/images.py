@@ -5,7 +5,10 @@ A tensor of one image is (C, H, W), of several (N, C, H, W), with C 1 (gray) or 
 
 from __future__ import annotations
 
+import errno
+import functools
 import io
+import logging
 import math
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_cli.errors import DataError, UsageError
@@ -24,16 +27,18 @@ __all__ = [
     "animate",
     "check_background",
     "decode",
+    "disk_failed",
     "fit",
     "flatten",
     "from_pil",
     "grid",
     "is_gray",
+    "load",
     "mean",
     "npz_bytes",
+    "open_image",
     "picture_bytes",
     "planes",
-    "read",
     "reason",
     "strip",
     "to_float",
@@ -43,13 +48,40 @@ __all__ = [
 
 # What counts as an image in a folder. Contents decide how it is read; names only what is looked at.
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
 )
 ANIMATION_SUFFIXES = (".gif", ".webp")
+
+_TURNS = {  # by what EXIF calls the orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _PAD = 2  # pixels between the tiles of a grid or strip
 _LABEL = 12  # pixels, the smallest size of the labels' font
 _TILE = 64  # pixels; smaller images are enlarged to about this in labelled strips, where labels need the room
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of odd files would go to stderr
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -82,17 +114,49 @@ def decode(source: Path | bytes, name: str, channels: int | None = None, backgro
     name: what to call it in errors. Raises DataError if it is no image, is damaged, or has floating point pixels.
     """
     try:
-        return read(io.BytesIO(source) if isinstance(source, bytes) else source, channels, background)
+        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return load(image, channels, background)
     except Exception as error:
         raise DataError(f"{name}: {reason(error)}") from None
 
 
-def read(file: Path | IO[bytes], channels: int | None = None, background: str = "white") -> Image.Image:
-    """`decode` for those who tell errors apart: OSError with an errno is the disk's, any other the file's own."""
-    with Image.open(file) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """Read the header of an image file. Raises anything on what is no image."""
+    return Image.open(file, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """All that Pillow reads but PostScript: that is a program, which Ghostscript would run, and which need not end.
+
+    They are loaded at once, or threads that open their first images side by side might not see all of them.
+    """
+    Image.preinit()  # the common ones come first
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def load(image: Image.Image, channels: int | None = None, background: str = "white") -> Image.Image:
+    """Decode the pixels of an opened image, as `decode` gives them. Raises anything on a damaged file."""
+    image.load()
+    if image.mode == "P" and not image.getpalette():
+        raise DataError("has no palette")  # Pillow would show it black
+    upright = _upright(image)
     return flatten(upright, channels or (1 if is_gray(upright) else 3), background)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says. Pillow's own function also writes the EXIF anew, and fails on much of it."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # what is around the pixels is damaged, and they are not
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def disk_failed(error: Exception) -> bool:
+    """Whether an error on reading is the disk's. EINVAL is of a damaged file, in which Pillow seeks to nowhere."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def reason(error: Exception) -> str:
@@ -104,7 +168,7 @@ def reason(error: Exception) -> str:
             return "no such file"
         case UnidentifiedImageError():
             return "not an image that can be read here"
-        case OSError() if error.errno is not None:
+        case OSError() if disk_failed(error):
             return f"cannot be read ({error.strerror})"
     return f"cannot be read as an image ({error or type(error).__name__})"
 
@@ -121,12 +185,23 @@ def flatten(image: Image.Image, channels: int, background: str = "white") -> Ima
     """
     if image.mode == "F":
         raise DataError("floating point pixels are not supported")
-    if image.mode.startswith("I"):  # 16 bits of gray: 65535 is white
-        image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image.convert("I"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of gray, in mode "I" -> "L", or "LA" if one of the grays is transparent. 65535 is white."""
+    gray = image.point(lambda v: v * (1 / 257) + 0.5).convert("L")
+    clear = gray.info.pop("transparency", None)
+    if clear is not None:  # of 16 bits too
+        above = image.point(lambda v: v * 1 - clear).convert("L")
+        below = image.point(lambda v: v * -1 + clear).convert("L")
+        gray.putalpha(ImageChops.add(above, below).point(lambda v: 255 * (v > 0)))
+    return gray
 
 
 def fit(image: Image.Image, size: int, how: str = "crop", background: str = "white") -> Image.Image:
