@@ -1,6 +1,8 @@
 """Small real data and small real models, made once."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -125,6 +127,43 @@ def ddpm():
         )
 
     return run
+
+
+@pytest.fixture
+def torchrun():
+    """Start the command line in two processes, as users do: torchrun("train", …) -> Popen."""
+    started = []
+
+    def run(*args: object, options: tuple[str, ...] = ()) -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+        process = subprocess.Popen(
+            [*command, "-m", "ddpm_cli", *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            kill_all(process)
+        process.communicate()
+
+
+def workers(launcher: subprocess.Popen) -> list[int]:
+    """The processes that torchrun started; each is in a group of its own."""
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+    return sorted(map(int, found.stdout.split()))
+
+
+def kill_all(launcher: subprocess.Popen) -> None:
+    """SIGKILL for torchrun and what it started, as when a machine goes down."""
+    for pid in [launcher.pid, *workers(launcher)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    launcher.wait()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ as packing a data set takes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ class World:
         """A network whose gradients are the means over all processes: the module itself if there is one process."""
         if self.size == 1:
             return module
+        # Of 1x1 convolutions: the strides of dimensions of size 1 differ, and mean nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         with _asking():
             devices = [device] if device.type == "cuda" else None
             return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ddpm_cli import checkpoint, hub, images
@@ -66,6 +69,11 @@ class DDPM:
         original = unet.state_dict()
         return cls(place(unet, where, dtype), schedule, original, trained(located.folder)[0])
 
+    def fingerprint(self) -> str:
+        """A hash of the network, its weights and its schedule: models with the same one draw the same images."""
+        what = json.dumps([self.unet.config.to_dict(), self.schedule_config.to_dict()])
+        return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline directory, in float32. A model that is there is replaced.
 
@@ -117,25 +125,25 @@ class DDPM:
 
     def sample_batches(
         self,
-        n: int,
+        indices: Sequence[int],
         seed: int = 0,
         steps: int | None = None,
         batch_size: int = 64,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Tensor]:
-        """Sample images 0..n-1 of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
+        """Sample the images with these numbers of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
 
-        Image i is the same whatever n and batch_size are. progress: called after every step of every batch with the
-        number of images in it, so it adds up to n times the number of steps.
+        Image i is the same whatever else is drawn, and in whatever batches. progress: called after every step of every
+        batch with the number of images in it, so it adds up to the number of images times that of steps.
         """
-        for first in range(0, n, batch_size):
-            indices: Sequence[int] = range(first, min(first + batch_size, n))
-            noise = ImageNoise(seed, indices, self.shape)
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            noise = ImageNoise(seed, batch, self.shape)
             for step in self.sample_loop(noise(), steps, noise=noise):
                 if step.t >= 0:
-                    progress(len(indices))
+                    progress(len(batch))
             yield images.to_uint8(step.x_t).cpu()
 
     def sample(self, n: int = 1, seed: int = 0, steps: int | None = None, batch_size: int = 64) -> Tensor:
-        """Sample n images: (n, C, H, W) uint8 on the CPU. See `sample_batches`."""
-        return torch.cat(list(self.sample_batches(n, seed, steps, batch_size)))
+        """Sample images 0..n-1 of a seed: (n, C, H, W) uint8 on the CPU. See `sample_batches`."""
+        return torch.cat(list(self.sample_batches(range(n), seed, steps, batch_size)))

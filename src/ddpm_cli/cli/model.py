@@ -8,21 +8,40 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from ddpm_cli.distributed import World
+    from ddpm_cli.hub import Located
     from ddpm_cli.model import DDPM
 
 __all__ = ["check_steps", "load_model"]
 
 
-def load_model(console: Console, address: str | None, device: str, precision: str, weights: str) -> DDPM:
-    """Find and load a model, and say which one and where it runs."""
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights {weights} is neither ema nor raw")
+def load_model(
+    console: Console, address: str | None, device: str, precision: str, weights: str, world: World | None = None
+) -> DDPM:
+    """Find and load a model, and say which one and where it runs.
+
+    world: processes that all need it. They get the one that the first of them finds.
+    """
     from ddpm_cli import hub
     from ddpm_cli.device import describe
+    from ddpm_cli.distributed import World
     from ddpm_cli.model import DDPM
 
-    located = hub.resolve(address, quiet=not console.live)
-    model = DDPM.load(located, device, precision, weights)
+    world = world or World()
+
+    def find() -> Located:
+        if weights not in ("ema", "raw"):
+            raise UsageError(f"--weights {weights} is neither ema nor raw")
+        return hub.resolve(address, quiet=not console.live)
+
+    located = world.lead(find)
+
+    def load() -> DDPM:
+        # On another machine the Hub's cache is another one.
+        here = located if located.folder.is_dir() else hub.resolve(located.address)
+        return DDPM.load(here, str(world.pick_device(device)), precision, weights)
+
+    model = world.together(load)
     channels, height, width = model.shape
     console.note(
         f"model {located.origin} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "

@@ -25,12 +25,19 @@ class Target(NamedTuple):
 
 
 def pick_target(
-    output: str | None, default: str, suffixes: tuple[str, ...], console: Console, force: bool, folders: bool = False
+    output: str | None,
+    default: str,
+    suffixes: tuple[str, ...],
+    console: Console,
+    force: bool,
+    folders: bool = False,
+    goes_on: str | None = None,
 ) -> Target:
     """Decide where the result goes, before any work is done.
 
     output: what -o said: `-` for stdout, a file, or (if `folders`) a folder, which ends in / or has no suffix.
     Without -o it is the file `default` at a terminal or with --json, else stdout. suffixes: those that can be written.
+    goes_on: a folder that holds a file of this name may have been begun before.
     Raises UsageError on a place that makes no sense, DDPMError on one that is taken.
     """
     if output is None and (console.as_json or sys.stdout.isatty()):
@@ -46,7 +53,8 @@ def pick_target(
     if folders and (output.endswith("/") or path.is_dir() or not path.suffix):
         if path.exists() and not path.is_dir():
             raise DDPMError(f"-o {output}: exists and is not a folder")
-        if path.is_dir() and any(path.iterdir()) and not force:
+        begun = goes_on is not None and (path / goes_on).is_file()
+        if path.is_dir() and any(path.iterdir()) and not force and not begun:
             raise DDPMError(
                 f"-o {output}: the folder is not empty", "Name another, or use --force to overwrite files in it."
             )

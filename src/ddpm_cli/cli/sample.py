@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_steps, load_model
-from ddpm_cli.cli.output import deliver, pick_target
+from ddpm_cli.cli.output import Target, deliver, pick_target
+from ddpm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["sample"]
 
@@ -46,43 +52,78 @@ def sample(
 
     Image number i of a seed is always the same image, however many are drawn and in whatever batches.
     """
-    console = Console("sample", as_json, quiet)
-    target = pick_target(output, "samples.png", _SUFFIXES, console, force, folders=True)
-    ddpm = load_model(console, model, device, precision, weights)
-    taken = len(check_steps(ddpm, steps, ddpm.schedule.T - 1))
-    if taken < ddpm.schedule.T and ddpm.schedule_config.variance_type == "fixed_large":
-        console.note("fewer steps than the model was trained with: using the small variance, beta~_t")
+    from ddpm_cli.distributed import joined, restarted
+    from ddpm_cli.gallery import RECORD, opened
 
+    with ExitStack() as held, joined() as world:
+        console = Console("sample", as_json, quiet or not world.leads)
+
+        def place() -> Target:
+            found = pick_target(output, "samples.png", _SUFFIXES, console, force, folders=True, goes_on=RECORD)
+            if world.size > 1 and not found.folder:
+                raise UsageError(f"{world.size} processes fill a folder, and no file", "Use -o DIR/.")
+            return found
+
+        target = world.lead(place)
+        ddpm = load_model(console, model, device, precision, weights, world)
+        taken = len(world.lead(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1)))
+        if taken < ddpm.schedule.T and ddpm.schedule_config.variance_type == "fixed_large":
+            console.note("fewer steps than the model was trained with: using the small variance, beta~_t")
+
+        def todo() -> list[int]:
+            if not target.path or not target.folder:
+                return list(range(n))
+            made_with = {
+                "model": ddpm.fingerprint(),
+                "seed": seed,
+                "steps": taken,
+                "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
+            }
+            again = force and not restarted()  # torchrun calls the same command again
+            missing = held.enter_context(opened(target.path, n, made_with, again))
+            if len(missing) < n:
+                console.note(f"{n - len(missing)} of {n} images are there already")
+            return missing
+
+        left = world.lead(todo)
+        rows = world.rows(len(left))
+        mine = left[rows.start : rows.stop]
+        started = time.perf_counter()
+        done = 0
+        with console.bar("sampling, images x steps", len(left) * taken) as update:
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count * world.size  # the others are about as far
+                update(done)
+
+            batches = ddpm.sample_batches(mine, seed, steps, batch_size, progress)
+            data = _draw(target, mine, batches)
+        world.wait()
+        seconds = round(time.perf_counter() - started, 3)
+        fields = {"n": n, "seed": seed, "steps": taken, "seconds": seconds}
+        console.note(f"{len(left)} images in {seconds:.1f} s")
+        if data is not None:
+            deliver(target, data, console, **fields)
+        elif world.leads:
+            console.result(str(target.path), output=str(target.path), drawn=len(left), **fields)
+
+
+def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> bytes | None:
+    """Draw the images into a folder, or into the bytes of a file."""
     from ddpm_cli import images
     from ddpm_cli.files import write_file
+    from ddpm_cli.gallery import image_name
 
-    started = time.perf_counter()
-    done = 0
-    with console.bar("sampling, images x steps", n * taken) as update:
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            update(done)
-
-        batches = ddpm.sample_batches(n, seed, steps, batch_size, progress)
-        if target.folder:
-            assert target.path is not None
-            i = 0
-            for batch in batches:
-                for image in batch:
-                    write_file(target.path / f"{i:06d}.png", images.picture_bytes(images.to_pil(image)))
-                    i += 1
-        elif target.suffix == ".npz":
-            data = images.npz_bytes(batches, n)
-        else:
-            import torch
-
-            data = images.picture_bytes(images.grid(torch.cat(list(batches))), target.suffix)
-    seconds = round(time.perf_counter() - started, 3)
-    fields = {"n": n, "seed": seed, "steps": taken, "seconds": seconds}
-    console.note(f"{n} images in {seconds:.1f} s")
     if target.folder:
-        console.result(str(target.path), output=str(target.path), **fields)
-    else:
-        deliver(target, data, console, **fields)
+        assert target.path is not None
+        rest = iter(numbers)
+        for batch in batches:
+            for image, i in zip(batch, rest, strict=False):  # in this order: a batch that ends takes no number
+                write_file(target.path / image_name(i), images.picture_bytes(images.to_pil(image)))
+        return None
+    if target.suffix == ".npz":
+        return images.npz_bytes(batches, len(numbers))
+    import torch
+
+    return images.picture_bytes(images.grid(torch.cat(list(batches))), target.suffix)

@@ -1,0 +1,115 @@
+"""A folder of samples: filled in parts, by one process or several, it holds what one call would have drawn."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import kill_all
+
+COMMON = ("sample", "-o", "images/", "--batch-size", 2)
+
+
+def files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path("images").glob("*.png")}
+
+
+@pytest.fixture
+def whole(cli, small_model) -> dict[str, bytes]:
+    """Seven images, drawn at once."""
+    assert cli(*COMMON, "-m", small_model, "--n", 7, "-q")[0] == 0
+    drawn = files()
+    assert sorted(drawn) == [f"{i:06d}.png" for i in range(7)]
+    shutil.rmtree("images")
+    return drawn
+
+
+def test_what_is_missing_is_drawn_and_nothing_else(cli, small_model, whole):
+    assert cli(*COMMON, "-m", small_model, "--n", 3)[0] == 0
+    record = json.loads(Path("images/samples.json").read_text())
+    assert (record["seed"], record["steps"], len(record["model"])) == (0, 20, 64)
+    Path("images/000001.png").unlink()
+    Path("images/.ddpm-half").write_bytes(b"what a killed process left")
+    made = {path: path.stat().st_mtime_ns for path in Path("images").glob("*.png")}
+    code, out, err = cli(*COMMON, "-m", small_model, "-n", 7, "--json")
+    assert (code, json.loads(out)["n"], json.loads(out)["drawn"]) == (0, 7, 5)
+    assert "2 of 7 images are there already" in err
+    assert files() == whole
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items())
+    assert not Path("images/.ddpm-half").exists()
+    code, out, _ = cli(*COMMON, "-m", small_model, "--n", 4, "--json")
+    assert (code, json.loads(out)["drawn"]) == (0, 0)
+
+
+def test_samples_that_were_made_otherwise_are_not_mixed_in(cli, small_model, color_model, whole):
+    assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
+    for options, named in [
+        (("-m", small_model, "--seed", 1), "seed 0, not 1"),
+        (("-m", small_model, "--steps", 5), "steps 20, not 5"),
+        (("-m", color_model, "--steps", 20), "model "),
+    ]:
+        code, _, err = cli(*COMMON, *options, "--n", 8)
+        assert (code, named in err, "--force" in err) == (1, True, True), err
+        assert files() == whole
+    assert cli(*COMMON, "-m", small_model, "--seed", 1, "--n", 2, "--force")[0] == 0
+    assert sorted(files()) == ["000000.png", "000001.png"]  # and none of the other seed
+    Path("images/samples.json").write_text("{")
+    code, _, err = cli(*COMMON, "-m", small_model, "--n", 2)
+    assert (code, "samples.json is damaged" in err) == (1, True)
+
+
+def test_other_peoples_files_stay(cli, small_model):
+    Path("images").mkdir()
+    for name in ("000001.png", "000005.png", "cat.png"):
+        Path("images", name).write_text("precious")
+    assert cli(*COMMON, "-m", small_model, "--n", 2)[0] == 1
+    assert cli(*COMMON, "-m", small_model, "--n", 2, "--force")[0] == 0
+    assert Path("images/000001.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("images/000005.png").read_text() == Path("images/cat.png").read_text() == "precious"
+
+
+def test_two_processes_draw_what_one_does(torchrun, small_model, whole):
+    process = torchrun(*COMMON, "-m", small_model, "-n", 7, "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["drawn"] == 7  # said once
+    assert files() == whole
+
+
+def test_killed_processes_go_on_where_they_were(torchrun, cli, small_model, whole):
+    """Two are killed in the middle, one goes on with what is left."""
+    process = torchrun(*COMMON, "-m", small_model, "-n", "100k")
+    deadline = time.monotonic() + 60
+    while not (Path("images").exists() and len(files()) >= 4) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    kill_all(process)
+    drawn = files()
+    assert 4 <= len(drawn) < 100_000
+    assert any(name > "000006.png" for name in drawn)  # the second process has the second half
+    assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
+    assert {name: data for name, data in files().items() if name in whole} == whole
+    assert not list(Path("images").glob(".ddpm-*"))
+
+
+def test_only_one_command_at_a_time_fills_a_folder(cli, small_model):
+    command = [sys.executable, "-m", "ddpm_cli", *map(str, COMMON), "-m", str(small_model), "--n", "1M"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not Path("images/000000.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    code, _, err = cli(*COMMON, "-m", small_model, "--n", 3)
+    process.kill()
+    process.wait()
+    assert (code, "another process is drawing into it" in err) == (1, True)
+
+
+def test_several_processes_write_no_file(torchrun, small_model):
+    process = torchrun("sample", "-m", small_model, "-o", "grid.png")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("Error: 2 processes fill a folder") == 1
+    assert not Path("grid.png").exists()
