@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import typer
 
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
+from ddpm_cli.errors import DataError
 from ddpm_cli.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -141,7 +142,37 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None]:
+@contextmanager
+def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callable[[Event], None]]:
+    """Gives what shows an event in TensorBoard, as long as that can be written: it is no reason to end a run."""
+    from ddpm_cli.board import Board
+
+    board: Board | None = None
+
+    def attempt(work: Callable[[], None]) -> None:
+        nonlocal board
+        try:
+            work()
+        except DataError as error:
+            board = None
+            console.warn(f"{error.message}; training goes on without TensorBoard")
+
+    def begin() -> None:
+        nonlocal board
+        board = Board(trainer.run, trainer.step)
+
+    def show(event: Event) -> None:
+        if board:
+            board.add(event)
+
+    if wanted and trainer.world.leads:
+        attempt(begin)
+    yield lambda event: attempt(lambda: show(event))
+    if board:
+        attempt(board.close)
+
+
+def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float | None, int | None]:
     """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
     from ddpm_cli.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 
@@ -150,9 +181,11 @@ def follow(console: Console, trainer: Trainer) -> tuple[float | None, int | None
     estimated = False
     started = said = time.monotonic()
     event: Event
-    with _stop_signals() as caught, console.bar("training", total, eta=False) as update:
+    show_on_board = _board(console, trainer, tensorboard)
+    with _stop_signals() as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
         update(trainer.step)
         for event in trainer.events(lambda: bool(caught)):
+            show(event)
             match event:
                 case Progress():
                     loss = event.loss

@@ -138,6 +138,9 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves and previews for TensorBoard into RUN/tensorboard.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -183,6 +186,7 @@ def train(
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
 
+    from ddpm_cli.board import require_tensorboard
     from ddpm_cli.device import describe, pick_dtype
     from ddpm_cli.distributed import joined, restarted
     from ddpm_cli.pretrained import load_model
@@ -198,6 +202,8 @@ def train(
 
         def begin() -> Beginning:
             _check(wishes)
+            if tensorboard:
+                require_tensorboard()
             found = begun(source, run, where, wishes, preset, start_from, resume, force, console, held)
             check_batch(found.config.train, world.size)
             return found
@@ -234,7 +240,7 @@ def train(
             header(console, images, trainer, machine)
 
         world.lead(get_ready)
-        loss, stopped_by = follow(console, trainer)
+        loss, stopped_by = follow(console, trainer, tensorboard)
         finish(console, images, trainer, loss, stopped_by)
 
 
