@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 __all__ = ["URL", "Hub", "Repo", "serve"]
 
@@ -91,6 +92,10 @@ class Handler(BaseHTTPRequestHandler):
         words = path.strip("/").split("/")
         if words[:2] == ["api", "models"]:
             self.information("/".join(words[2:4]), words[4:])
+        elif words[:2] == ["api", "datasets"]:
+            self.information("/".join(words[1:4]), words[4:])
+        elif words[:1] == ["datasets"] and "resolve" in words[3:4]:
+            self.contents("/".join(words[:3]), words[4], "/".join(words[5:]))
         elif "resolve" in words[2:3]:
             self.contents("/".join(words[:2]), words[3], "/".join(words[4:]))
         elif words[:2] == ["api", "whoami-v2"]:
@@ -122,6 +127,10 @@ class Handler(BaseHTTPRequestHandler):
             objects = json.loads(body)["objects"]
             upload = [{**o, "actions": {"upload": {"href": f"{URL}/upload/{o['oid']}"}}} for o in objects]
             return self.answer(200, {"transfer": "basic", "objects": upload})
+        if words[4:5] == ["paths-info"]:
+            files = self.hub.repos["/".join(words[1:4])].files
+            asked = parse_qs(body.decode())["paths"]
+            return self.answer(200, [self.entry(path, files[path]) for path in asked if path in files])
         if words[4:5] == ["preupload"]:
             modes = [
                 {"path": f["path"], "uploadMode": "lfs" if is_lfs(f["path"]) else "regular", "shouldIgnore": False}
@@ -171,7 +180,17 @@ class Handler(BaseHTTPRequestHandler):
         elif repo is None:
             self.answer(401, X_Error_Code="RepoNotFound")
         elif rest[:1] == ["tree"]:
-            self.answer(200, [self.entry(path, data) for path, data in repo.files.items()])
+            below = "".join(f"{part}/" for part in rest[2:])
+            files = {path: data for path, data in repo.files.items() if path.startswith(below)}
+            folders = {below + path[len(below) :].split("/")[0] for path in files if "/" in path[len(below) :]}
+            if "recursive=true" not in self.path.lower():
+                files = {path: data for path, data in files.items() if "/" not in path[len(below) :]}
+            found = [{"type": "directory", "path": path, "oid": git_sha(path.encode())} for path in sorted(folders)]
+            found += [self.entry(path, data) for path, data in files.items()]
+            if found:
+                self.answer(200, found)
+            else:
+                self.answer(404, X_Error_Code="EntryNotFound")
         elif rest[:1] == ["revision"] and rest[1] not in ("main", "v1", "refs%2Fpr%2F1", repo.sha):
             self.answer(404, X_Error_Code="RevisionNotFound")
         else:
