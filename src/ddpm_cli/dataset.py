@@ -36,7 +36,7 @@ __all__ = ["Batches", "Pack", "Survey", "open_pack", "survey"]
 
 _PACK_VERSION = 3
 _SHARD_BYTES = 2 * 2**30
-_BLOCK_BYTES = 2**20  # pixels that are written at once
+_BLOCK_BYTES = 2**18  # pixels that are written, and summed in 64 bits, at once
 _LARGE = 2**26  # pixels; more have few photographs
 
 
