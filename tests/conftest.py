@@ -23,6 +23,8 @@ from ddpm_cli.unet import UNet
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.zip"
 EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
 # Three levels and attention, as the real ones, at 3,000 parameters.
 SMALL = replace(
     PRESETS["tiny"].unet(8, 1), block_out_channels=(4, 8, 8), norm_num_groups=4, layers_per_block=1, sample_size=8
@@ -135,9 +137,8 @@ def torchrun():
     started = []
 
     def run(*args: object, options: tuple[str, ...] = ()) -> subprocess.Popen:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
         process = subprocess.Popen(
-            [*command, "-m", "ddpm_cli", *map(str, args)],
+            [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options, "-m", "ddpm_cli", *map(str, args)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -118,37 +118,6 @@ def test_a_worker_that_dies_is_started_again_and_goes_on(torchrun, digits):
     assert weights_in(run) == weights_in(Path("unbroken"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_torchrun_that_is_stopped_saves(torchrun, digits, number):
-    run = Path("stopped")
-    process = train(torchrun, digits, run, "1M")
-    wait_for_step(run, 3)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert "stopped at step" in err
-    step = step_in(run)
-    assert f"stopped at step {step} of 1000000" in err
-    assert err.count("go on with: ") == 1
-
-
-def test_two_processes_learn_what_one_does(torchrun, digits):
-    """Half of each batch in each of them, for fifty steps."""
-    options = ("--batch-size", "32", "--size", "16", "--sample-every", "50", "--save-every", "50")
-    process = torchrun("train", digits, "-o", "two", "--steps", 50, "--precision", "fp32", *options)
-    one = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "-o", "one", "--steps", "50", "--precision", "fp32"]
-    assert subprocess.run([*one, *options], capture_output=True).returncode == 0
-    err = finish(process)
-    assert "32 images (16 in each of 2 processes)" in err
-    assert "in 2 processes" in err
-    curves = []
-    for run in ("one", "two"):
-        lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-        curves.append([line["loss"] for line in lines])
-    assert len(curves[0]) == len(curves[1]) == 25
-    assert curves[0][-1] < 0.8 * curves[0][0]
-    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
-
-
 # Where a process kills itself: what is called, by its module and name, and how often before.
 WORST = {
     "a checkpoint, between two files": ("ddpm_cli.checkpoint", "save_file", 4),
