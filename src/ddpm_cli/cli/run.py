@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beginning",
+    "Job",
     "begun",
     "blank_pack",
-    "check_batch",
-    "find_images",
     "go_on",
     "open_packs",
     "prepare",
@@ -40,6 +39,35 @@ __all__ = [
 _NAMED = 5  # files that an error names where more were left out
 
 
+@dataclass
+class Job:
+    """What `ddpm train` was asked for, and what is there while it does it.
+
+    images: as they were named. wishes: what was asked for of a run's settings, by part. start_from: --from. world: the
+    processes that do it together. held: what the run holds on to until it ends.
+    """
+
+    images: str
+    run: Path
+    wishes: dict[str, dict[str, Any]]
+    preset: str | None
+    start_from: str | None
+    resume: bool
+    force: bool
+    strict: bool
+    world: World
+    console: Console
+    held: ExitStack
+
+    @cached_property
+    def source(self) -> Source:
+        """The images that IMAGES means; finding them may take a while."""
+        from ddpm_cli.sources import open_source
+
+        with self.console.progress("looking for images") as progress:
+            return open_source(self.images, _cache_dir(), progress)
+
+
 class Beginning(NamedTuple):
     """What a run begins with. base: the model whose weights it starts from, if it does and has none of its own yet."""
 
@@ -48,45 +76,33 @@ class Beginning(NamedTuple):
     base: Located | None
 
 
-def begun(
-    source: Callable[[], Source],
-    run: Path,
-    where: torch.device,
-    wishes: dict[str, dict[str, Any]],
-    preset: str | None,
-    start_from: str | None,
-    resume: bool,
-    force: bool,
-    console: Console,
-    held: ExitStack,
-) -> Beginning:
-    """Decide everything about a run, and keep other processes from it until `held` ends.
-
-    source: gives the images, which may take a while. Raises DDPMError.
-    """
+def begun(job: Job, where: torch.device) -> Beginning:
+    """Decide everything about a run, and keep other processes from it. Raises DDPMError."""
     from ddpm_cli import checkpoint
 
-    old = _old_run(run, resume, force, held)
+    old = _old_run(job)
     if old:
-        config = _resumed(old, wishes, preset, start_from)
-        base = None if checkpoint.checkpoints(run) else _locate(old.base, console)
+        config = _resumed(old, job)
+        base = None if checkpoint.checkpoints(job.run) else _locate(old.base, job.console)
     else:
-        base = _locate(start_from, console)
-        config = _planned(source, where, preset, wishes, base, console)
-    config = replace(config, data=replace(config.data, images=source().address))
+        base = _locate(job.start_from, job.console)
+        config = _planned(job, where, base)
+    config = replace(config, data=replace(config.data, images=job.source.address))
+    _check_batch(config.train, job.world.size)
     return Beginning(config, old is not None, base)
 
 
-def _old_run(run: Path, resume: bool, force: bool, held: ExitStack) -> RunConfig | None:
+def _old_run(job: Job) -> RunConfig | None:
     """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
     from ddpm_cli.files import read_config
 
+    run = job.run
     exists = (run / "config.json").is_file()
     if exists:
-        _hold(run, held)
-    if resume and exists:
+        _hold(job)
+    if job.resume and exists:
         return read_config(RunConfig, run / "config.json")
-    if exists and not force:
+    if exists and not job.force:
         raise _taken(run)
     if run.exists() and not exists and not _is_empty(run):
         raise DDPMError(f"{run}: exists, and is not a run of ddpm", "Name another folder with -o.")
@@ -99,15 +115,16 @@ def _taken(run: Path) -> DDPMError:
     )
 
 
-def _hold(run: Path, held: ExitStack) -> None:
-    """Be the only process that trains a run, until `held` ends."""
+def _hold(job: Job) -> None:
+    """Be the only one that trains a run, until the job ends."""
     from ddpm_cli.files import lock
 
     try:
-        held.enter_context(lock(run / ".lock", wait=False))
+        job.held.enter_context(lock(job.run / ".lock", wait=False))
     except LockedError:
         raise LockedError(
-            f"{run}: another process is training this run", "Wait for it, or stop it. ddpm plot shows how far it is."
+            f"{job.run}: another process is training this run",
+            "Wait for it, or stop it. ddpm plot shows how far it is.",
         ) from None
 
 
@@ -125,27 +142,20 @@ def _locate(address: str | None, console: Console) -> Located | None:
     return hub.resolve(address, quiet=not console.live)
 
 
-def _planned(
-    source: Callable[[], Source],
-    where: torch.device,
-    preset: str | None,
-    wishes: dict[str, dict[str, Any]],
-    base: Located | None,
-    console: Console,
-) -> RunConfig:
+def _planned(job: Job, where: torch.device, base: Located | None) -> RunConfig:
     """The configuration of a new run. base: the model that it starts from."""
     from ddpm_cli.dataset import survey
     from ddpm_cli.plan import Base, plan_run
     from ddpm_cli.pretrained import read_configs
 
-    data, train = dict(wishes["data"]), dict(wishes["train"])
-    with console.progress("looking at images") as progress:
-        found = survey(source(), progress)
+    data, train = dict(job.wishes["data"]), dict(job.wishes["train"])
+    with job.console.progress("looking at images") as progress:
+        found = survey(job.source, progress)
     return plan_run(
         found,
-        source().address,
+        job.source.address,
         on_gpu=where.type != "cpu",
-        preset=preset or "auto",
+        preset=job.preset or "auto",
         size=data.pop("size", None),
         channels=data.pop("channels", None),
         steps=train.pop("steps", None),
@@ -157,10 +167,9 @@ def _planned(
     )
 
 
-def _resumed(
-    old: RunConfig, wishes: dict[str, dict[str, Any]], preset: str | None, start_from: str | None
-) -> RunConfig:
+def _resumed(old: RunConfig, job: Job) -> RunConfig:
     """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
+    wishes, preset, start_from = job.wishes, job.preset, job.start_from
     contradictions = [
         f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
         for part, asked in wishes.items()
@@ -192,14 +201,6 @@ def _same_model(address: str, base: str | None) -> bool:
     return name == base.partition("@")[0]
 
 
-def find_images(images: str, console: Console) -> Source:
-    """Look for the images that IMAGES means, with a bar."""
-    from ddpm_cli.sources import open_source
-
-    with console.progress("looking for images") as progress:
-        return open_source(images, _cache_dir(), progress)
-
-
 def _cache_dir() -> Path:
     """$DDPM_CACHE_DIR, else ddpm/ in the user's cache folder."""
     if chosen := os.environ.get("DDPM_CACHE_DIR"):
@@ -207,21 +208,21 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
 
 
-def go_on(trainer: Trainer, force: bool, console: Console) -> None:
+def go_on(job: Job, trainer: Trainer) -> None:
     """Bring a run back to its newest checkpoint. Raises DDPMError if its images are others now, unless forced."""
     from ddpm_cli import checkpoint
 
     found = checkpoint.checkpoints(trainer.run)
     if not found:
-        console.warn(f"{trainer.run} has no checkpoint yet; starting from step 0")
+        job.console.warn(f"{trainer.run} has no checkpoint yet; starting from step 0")
         return
-    if _newest_good(trainer, found, console) != trainer.pack.fingerprint:
-        if not force:
+    if _newest_good(trainer, found, job.console) != trainer.pack.fingerprint:
+        if not job.force:
             raise DDPMError(
                 "--resume: the images are not those that the run was trained on",
                 "Give those, or train another run with -o RUN, or add --force to go on with these.",
             )
-        console.warn("going on with other images than those that the run was trained on")
+        job.console.warn("going on with other images than those that the run was trained on")
     if trainer.step > trainer.config.train.steps:
         raise UsageError(
             f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
@@ -259,7 +260,7 @@ def _newest_good(trainer: Trainer, found: list[Path], console: Console) -> str:
     )
 
 
-def check_batch(train: TrainConfig, processes: int) -> None:
+def _check_batch(train: TrainConfig, processes: int) -> None:
     """Raises UsageError if a batch cannot be shared out as it should be."""
     if train.accumulate > train.batch_size:
         raise UsageError(f"--accumulate {train.accumulate}: a batch has only {train.batch_size} images")
@@ -267,7 +268,7 @@ def check_batch(train: TrainConfig, processes: int) -> None:
         raise UsageError(f"--batch-size {train.batch_size}: fewer images than the {processes} processes")
 
 
-def open_packs(world: World, source: Callable[[], Source], data: DataConfig, strict: bool, console: Console) -> Pack:
+def open_packs(job: Job, data: DataConfig) -> Pack:
     """The decoded images, in every process.
 
     The process that leads decodes them. One on another machine that does not see its cache decodes its own copy.
@@ -278,16 +279,16 @@ def open_packs(world: World, source: Callable[[], Source], data: DataConfig, str
     packs: list[Pack] = []
 
     def decode() -> Pack:
-        with console.progress("decoding images") as progress:
-            return open_pack(source(), data, _cache_dir(), progress)
+        with job.console.progress("decoding images") as progress:
+            return open_pack(job.source, data, _cache_dir(), progress)
 
     def lead() -> tuple[Path, str]:
         packs.append(decode())
-        if strict:
+        if job.strict:
             _require_all(packs[0])
         return packs[0].folder, packs[0].fingerprint
 
-    folder, fingerprint = world.lead(lead)
+    folder, fingerprint = job.world.lead(lead)
 
     def follow() -> Pack:
         if packs:
@@ -297,22 +298,22 @@ def open_packs(world: World, source: Callable[[], Source], data: DataConfig, str
         except (OSError, ValueError, KeyError, TypeError):
             pack = decode()
         if pack.fingerprint != fingerprint:
-            raise DataError(f"{source().path}: not the images that process 0 has on its machine")
+            raise DataError(f"{job.images}: not the images that process 0 has on its machine")
         return pack
 
-    return world.together(follow)
+    return job.world.together(follow)
 
 
-def blank_pack(world: World, source: Callable[[], Source], data: DataConfig, console: Console) -> Pack:
+def blank_pack(job: Job, data: DataConfig) -> Pack:
     """For --dry-run: as many images of that size, in every process, none of which is decoded."""
     from ddpm_cli.rehearsal import BlankPack
 
     def count() -> int:
-        with console.progress("looking for images") as progress:
-            source().scan(progress)
-        return len(source().names)
+        with job.console.progress("looking for images") as progress:
+            job.source.scan(progress)
+        return len(job.source.names)
 
-    return BlankPack(world.lead(count), (data.channels, data.size, data.size))
+    return BlankPack(job.world.lead(count), (data.channels, data.size, data.size))
 
 
 def _require_all(pack: Pack) -> None:
@@ -337,16 +338,17 @@ def report(run: Path, pack: Pack) -> None:
         path.unlink(missing_ok=True)  # of a time when some were
 
 
-def prepare(run: Path, config: RunConfig, resuming: bool, force: bool, console: Console, held: ExitStack) -> None:
+def prepare(job: Job, config: RunConfig, resuming: bool) -> None:
     """Make the run's folder, now that nothing more can be refused."""
     from ddpm_cli import checkpoint
 
-    if force and not resuming and run.exists():
+    run = job.run
+    if job.force and not resuming and run.exists():
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
         run.rename(aside)
-        console.note(f"moved the run that was in {run} to {aside}")
+        job.console.note(f"moved the run that was in {run} to {aside}")
     if not resuming:
-        _hold(run, held)
+        _hold(job)
         if (run / "config.json").exists():  # since we looked
             raise _taken(run)
     checkpoint.begin_run(run, config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +15,9 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.follow import finish, follow, header, show_plan
 from ddpm_cli.cli.run import (
     Beginning,
+    Job,
     begun,
     blank_pack,
-    check_batch,
-    find_images,
     go_on,
     open_packs,
     prepare,
@@ -186,62 +184,62 @@ def train(
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
 
-    from ddpm_cli.board import require_tensorboard
-    from ddpm_cli.device import describe, pick_dtype
     from ddpm_cli.distributed import joined, restarted
-    from ddpm_cli.pretrained import load_model
-    from ddpm_cli.rehearsal import measure, rehearse
-    from ddpm_cli.trainer import Trainer
 
     if restarted():  # torchrun calls the same command again; what it began is there now
         resume, force = True, force and resume
     with ExitStack() as held, joined() as world:
         console = Console("train", as_json, quiet or not world.leads)
-        source = cache(lambda: find_images(images, console))
-        where, dtype = world.together(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
+        job = Job(images, run, wishes, preset, start_from, resume, force, strict, world, console, held)
+        _train(job, device, precision, tensorboard, dry_run)
 
-        def begin() -> Beginning:
-            _check(wishes)
-            if tensorboard:
-                require_tensorboard()
-            found = begun(source, run, where, wishes, preset, start_from, resume, force, console, held)
-            check_batch(found.config.train, world.size)
-            return found
 
-        beginning = world.lead(begin)
-        config = beginning.config
-        if dry_run:
-            pack = blank_pack(world, source, config.data, console)
-        else:
-            pack = open_packs(world, source, config.data, strict, console)
+def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bool) -> None:
+    """What every process does. Whatever may fail is done together, or by the one that leads."""
+    from ddpm_cli.board import require_tensorboard
+    from ddpm_cli.device import describe, pick_dtype
+    from ddpm_cli.pretrained import load_model
+    from ddpm_cli.rehearsal import measure, rehearse
+    from ddpm_cli.trainer import Trainer
 
-        def trainer_here() -> Trainer:
-            base = beginning.base if world.leads else None
-            weights = load_model(base.folder, base.files)[0].state_dict() if base else None
-            return Trainer(run, config, pack, where, dtype, weights, world)
+    world, console = job.world, job.console
+    where, dtype = world.together(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
 
-        trainer = world.together(trainer_here)
-        machine = describe(where, dtype)
-        if dry_run:
-            start = start_at(trainer, beginning.resuming)
-            with console.bar("trying it", None):
-                plan = measure(trainer)
-            if world.leads:
-                show_plan(console, images, trainer, machine, start, plan)
-            return
-        with console.bar("trying the largest step", None):
-            rehearse(trainer)
+    def begin() -> Beginning:
+        _check(job.wishes)
+        if tensorboard:
+            require_tensorboard()
+        return begun(job, where)
 
-        def get_ready() -> None:
-            if beginning.resuming:
-                go_on(trainer, force, console)
-            prepare(run, config, beginning.resuming, force, console, held)
-            report(run, pack)
-            header(console, images, trainer, machine)
+    config, resuming, base = world.lead(begin)
+    pack = blank_pack(job, config.data) if dry_run else open_packs(job, config.data)
 
-        world.lead(get_ready)
-        loss, stopped_by = follow(console, trainer, tensorboard)
-        finish(console, images, trainer, loss, stopped_by)
+    def trainer_here() -> Trainer:
+        weights = load_model(base.folder, base.files)[0].state_dict() if base and world.leads else None
+        return Trainer(job.run, config, pack, where, dtype, weights, world)
+
+    trainer = world.together(trainer_here)
+    machine = describe(where, dtype)
+    if dry_run:
+        start = start_at(trainer, resuming)
+        with console.bar("trying it", None):
+            plan = measure(trainer)
+        if world.leads:
+            show_plan(console, job.images, trainer, machine, start, plan)
+        return
+    with console.bar("trying the largest step", None):
+        rehearse(trainer)
+
+    def get_ready() -> None:
+        if resuming:
+            go_on(job, trainer)
+        prepare(job, config, resuming)
+        report(job.run, pack)
+        header(console, job.images, trainer, machine)
+
+    world.lead(get_ready)
+    loss, stopped_by = follow(console, trainer, tensorboard)
+    finish(console, job.images, trainer, loss, stopped_by)
 
 
 def _name(images: str) -> str:
