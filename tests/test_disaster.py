@@ -161,7 +161,7 @@ def test_a_disk_that_goes_away_and_comes_back(digits, lost_disk):
     """Nothing is written below the place where it was, training goes on, and saves when it is there again."""
     disk, mount, unmount = lost_disk
     run = disk / "run"
-    command = [sys.executable, "-c", f"import ddpm_cli.trainer as t; t.RETRY_SECONDS = 0.1\n{MAIN}"]
+    command = [sys.executable, "-c", f"import ddpm_cli.saver as s; s.RETRY_SECONDS = 0.1\n{MAIN}"]
     options = ["train", str(digits), "-o", str(run), *TRAIN, "--steps", "1M", "--save-every", "50", "--keep", "1"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     assert process.stderr

@@ -16,7 +16,20 @@ ORDER = [
     *("errors", "config", "presets", "files", "device", "distributed", "images", "sources"),
     *("dataset", "plan", "schedule", "noised", "unet", "objective"),
     *("samplers", "ema", "pretrained", "about", "convert", "checkpoint"),
-    *("hub", "publish", "model", "events", "metrics", "board", "background", "trainer", "rehearsal", "plot", "gallery"),
+    *(
+        "hub",
+        "publish",
+        "model",
+        "events",
+        "metrics",
+        "board",
+        "background",
+        "saver",
+        "trainer",
+        "rehearsal",
+        "plot",
+        "gallery",
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,12 +248,40 @@ def test_a_lost_run_is_not_saved_on_its_way_out(tmp_path, pack, monkeypatch):
 
 
 def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, pack, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ddpm_cli.saver.SAVE_SECONDS", 0.0)
     run = tmp_path / "run"
     config = config_of(steps=3, save_every=100, sample_every=100, keep=9)
     for _ in start(run, pack, config).events():
         pass
     assert checkpoint.checkpoints(run)[0].name == "step-00000001"
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, pack, monkeypatch):
+    """And is not in it: what is saved is a copy."""
+    training = start(tmp_path / "run", pack, config_of(steps=9, save_every=5, sample_every=9, log_every=9))
+    later = threading.Event()
+    write = checkpoint.save_file
+
+    def patient(*args, **keywords):
+        assert later.wait(20), "training waits for the disk"
+        write(*args, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save_file", patient)
+    at_step_5 = []
+
+    def watch() -> bool:
+        if training.step == 5:
+            at_step_5.extend(parameter.clone() for parameter in training.parameters)
+        if training.step == 8:
+            later.set()
+        return False
+
+    saved = [event for event in training.events(watch) if isinstance(event, Saved)]
+    assert [event.step for event in saved] == [5, 9]
+    names = [name for name, _ in training.unet.named_parameters()]
+    raw = checkpoint.load_training(saved[0].path).raw
+    assert all(torch.equal(raw[name], value) for name, value in zip(names, at_step_5, strict=True))
+    assert not torch.equal(raw["conv_in.weight"], training.unet.conv_in.weight)
 
 
 def test_flips_are_chosen(tmp_path, pack):

@@ -8,6 +8,7 @@ A run directory holds checkpoints.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import re
 import shutil
@@ -23,7 +24,7 @@ from torch import Tensor
 from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card
 from ddpm_cli.config import DIFFUSERS_VERSION, RunConfig, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
-from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, read_json, write_file
+from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, new_directory, read_json, write_file
 from ddpm_cli.pretrained import WEIGHTS
 
 __all__ = [
@@ -32,12 +33,14 @@ __all__ = [
     "begin_run",
     "checkpoints",
     "configurations",
+    "folder_of",
     "is_only_a_model",
     "is_run",
     "load_training",
     "prune",
+    "require_run",
+    "save_checkpoint",
     "save_model",
-    "save_training",
     "save_weights",
     "set_aside",
     "step_of",
@@ -119,15 +122,40 @@ class Checkpoint:
     images: str  # fingerprint of the pack it trained on
 
 
-def save_training(
-    folder: Path, raw: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    """Add training/ to a model directory: the raw weights, the optimiser's tensors, and `state` as JSON."""
+def folder_of(run: Path, step: int) -> Path:
+    """Where a run has the checkpoint of a step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def require_run(run: Path) -> None:
+    """Raises FileNotFoundError where a run's disk was taken away: what lies below it is no place for a run."""
+    if not run.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(run))
+
+
+def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, whole or not at all, and remove the oldest ones beyond those that the run keeps.
+
+    Its tensors are on the CPU, contiguous. Raises OSError and SafetensorError if the disk does not take it.
+    """
+    require_run(run)
+    previews = sorted((run / "samples").glob("step-*[0-9].png"), key=lambda path: (len(path.name), path.name))
+    preview = previews[-1].read_bytes() if previews else None
+    path = folder_of(run, saved.step)
+    with new_directory(path) as partial:
+        save_model(partial, saved.ema, config.unet, config.schedule, recipe, preview)
+        _save_training(partial, saved)
+    prune(run, config.train.keep, config.train.keep_every)
+    return path
+
+
+def _save_training(folder: Path, saved: Checkpoint) -> None:
+    """Add training/ to a model directory: the raw weights, the optimiser's tensors, and the rest as JSON."""
     training = folder / "training"
     training.mkdir()
-    for name, tensors in (("raw", raw), ("optimizer", optimizer)):
-        whole = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
-        save_file(whole, training / f"{name}.safetensors", metadata={"format": "pt"})
+    for name, tensors in (("raw", saved.raw), ("optimizer", saved.optimizer)):
+        save_file(tensors, training / f"{name}.safetensors", metadata={"format": "pt"})
+    state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
     (training / "state.json").write_bytes(json_bytes(state))
     (training / "hashes.json").write_bytes(json_bytes(_hashes(folder)))
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddpm_cli import checkpoint, images
-from ddpm_cli.about import recipe
-from ddpm_cli.background import Background
 from ddpm_cli.config import RunConfig
 from ddpm_cli.dataset import Batches, Pack
 from ddpm_cli.device import (
@@ -32,11 +26,12 @@ from ddpm_cli.device import (
 from ddpm_cli.distributed import World, hushed, lost
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
-from ddpm_cli.events import Event, Finished, Logged, NotSaved, Previewed, Previewing, Saved
-from ddpm_cli.files import new_directory, write_file
+from ddpm_cli.events import Event, Finished, Logged, NotSaved, Previewed, Previewing
+from ddpm_cli.files import write_file
 from ddpm_cli.metrics import Done, Window, forget_after
 from ddpm_cli.model import DDPM
 from ddpm_cli.objective import training_loss
+from ddpm_cli.saver import Saver
 from ddpm_cli.schedule import NoiseSchedule
 from ddpm_cli.unet import UNet
 
@@ -44,8 +39,6 @@ __all__ = ["PREVIEW_IMAGES", "Trainer"]
 
 PREVIEW_IMAGES = 16
 PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
-SAVE_SECONDS = 1800.0  # a checkpoint at least this often, however slow the machine: half an hour is what can be lost
-RETRY_SECONDS = 60.0  # after a checkpoint could not be written
 _EVENT_SECONDS = 0.25
 
 
@@ -102,9 +95,7 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-        self._saving: Background[Path] = Background()
-        self._saving_step = self._saved_step = 0  # the last checkpoint that was begun, and that is complete
-        self._save_at = math.inf  # by the clock
+        self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the samples that were drawn since the last line of metrics
         self._updating = False  # whether the weights are between two steps
 
@@ -130,7 +121,7 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
         self.ema.updates = saved.ema_updates
-        self.step = self._saved_step = saved.step
+        self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
         return saved.images
 
@@ -198,44 +189,18 @@ class Trainer:
         settings = self.config.train
         return settings.lr * min(1.0, (self.step + 1) / max(1, settings.lr_warmup))
 
-    def save(self) -> Path:
-        """Write a checkpoint of the current step, and remove the oldest ones beyond `keep`."""
-        return self._snapshot()()
-
-    def _snapshot(self) -> Callable[[], Path]:
-        """Copy what a checkpoint holds. Returns what writes it, while the training goes on."""
-        config = self.config
-        path = self.run / "checkpoints" / f"step-{self.step:08d}"
-        weights, raw, moments = map(_copied, (self.averaged.state_dict(), self.unet.state_dict(), self._moments()))
-        made_by = self._recipe()
-        state = {
-            "step": self.step,
-            "ema_updates": self.ema.updates,
-            "seconds": round(self.seconds, 3),
-            "images": self.pack.fingerprint,
-        }
-
-        def write() -> Path:
-            self._require_run()
-            samples = (self.run / "samples").glob("step-*[0-9].png")
-            previews = sorted(samples, key=lambda path: (len(path.name), path.name))
-            preview = previews[-1].read_bytes() if previews else None
-            with new_directory(path) as partial:
-                checkpoint.save_model(partial, weights, config.unet, config.schedule, made_by, preview)
-                checkpoint.save_training(partial, raw, moments, state)
-            checkpoint.prune(self.run, config.train.keep, config.train.keep_every)
-            return path
-
-        return write
-
-    def _require_run(self) -> None:
-        """Raises FileNotFoundError where the run's disk was taken away: what lies below it is no place for a run."""
-        if not self.run.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(self.run))
-
-    def _recipe(self) -> dict[str, Any]:
-        name = os.fsencode(Path(self.config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
-        return recipe(self.config, name, len(self.pack), self.step)
+    def _snapshot(self) -> checkpoint.Checkpoint:
+        """A copy of all that the run goes on from, on the CPU, no longer changed by the training."""
+        ema, raw, moments = map(_copied, (self.averaged.state_dict(), self.unet.state_dict(), self._moments()))
+        return checkpoint.Checkpoint(
+            step=self.step,
+            raw=raw,
+            ema=ema,
+            ema_updates=self.ema.updates,
+            optimizer=moments,
+            seconds=round(self.seconds, 3),
+            images=self.pack.fingerprint,
+        )
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
         """Draw a grid of samples from the averaged weights, and one from the raw ones, from the same noise every time.
@@ -251,7 +216,7 @@ class Trainer:
         path = self.run / "samples" / f"step-{self.step:08d}.png"
         raw_path = path.with_stem(f"{path.stem}-raw")
         data = [round(mean, 2) for mean in self.pack.mean]
-        self._require_run()
+        checkpoint.require_run(self.run)
         write_file(path, images.picture_bytes(images.grid(samples)))
         write_file(raw_path, images.picture_bytes(images.grid(raw)))
         return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
@@ -276,7 +241,6 @@ class Trainer:
         self.unite()
         self.world.lead(lambda: forget_after(self.run / "metrics.jsonl", self.step))
         window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
-        self._save_at = time.monotonic() + SAVE_SECONDS
         try:
             yield from self._steps(window, should_stop)
             window.check(self.step)
@@ -288,7 +252,7 @@ class Trainer:
             if self._is_sound(window):
                 yield from self._rescue()
             raise error
-        yield from self.world.together(lambda: list(self._saved_at_last()) if self.world.leads else [])
+        yield from self.world.together(lambda: list(self._finish_saving()) if self.world.leads else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
 
     def _steps(self, window: Window, should_stop: Callable[[], bool]) -> Iterator[Event]:
@@ -300,7 +264,7 @@ class Trainer:
             # What the clock says, the process that leads says for all.
             stop, overdue, look = world.any(
                 should_stop(),
-                world.leads and time.monotonic() > self._save_at,
+                world.leads and self.saver.overdue,
                 world.leads and window.age() > _EVENT_SECONDS,
             )
             done = self.step == settings.steps
@@ -313,9 +277,9 @@ class Trainer:
             if log or save or draw or look:
                 yield window.progress(self.step, self.seconds)
             if world.leads:
-                yield from self._saved(wait=save)
+                yield from self.saver.outcome(wait=save)
                 if save:
-                    self._begin_saving()
+                    self.saver.begin(self._snapshot())
                 if draw:
                     yield Previewing(self.step)
                     yield from self._previewed(should_stop)
@@ -329,42 +293,9 @@ class Trainer:
                     yield from self._log(line)
                 yield Logged(line)
 
-    def _begin_saving(self) -> None:
-        self._saving_step, self._save_at = self.step, math.inf
-        self._saving.start(self._snapshot())
-
-    def _saved(self, wait: bool) -> Iterator[Event]:
-        """What became of the checkpoint that is being written."""
-        outcome = self._saving.outcome(wait)
-        match outcome:
-            case None:
-                return
-            case Path():
-                self._saved_step, self._save_at = self._saving_step, time.monotonic() + SAVE_SECONDS
-                yield Saved(self._saving_step, outcome)
-            case OSError() | SafetensorError() | DataError():
-                # A disk that fails or is full must not end a run that lives in memory.
-                self._save_at = time.monotonic() + RETRY_SECONDS
-                yield NotSaved(self._saving_step, str(outcome))
-            case Exception():
-                raise outcome
-
-    def _saved_at_last(self) -> Iterator[Event]:
-        """The checkpoint with which a run ends. Raises TrainingError if it cannot be written.
-
-        If the run's folder is gone it is made anew: this is the last chance to keep what was learned.
-        """
-        yield from self._saved(wait=True)
-        if self.step == self._saved_step:
-            return
-        try:
-            if not self.run.is_dir():
-                checkpoint.begin_run(self.run, self.config)
-            yield Saved(self.step, self.save())
-        except (OSError, SafetensorError, DataError) as error:
-            kept = checkpoint.checkpoints(self.run)
-            hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
-            raise TrainingError(f"step {self.step} could not be saved ({error})", hint) from None
+    def _finish_saving(self) -> Iterator[Event]:
+        """The checkpoint with which the run ends, unless it was written already."""
+        return self.saver.finish(self.step, self._snapshot)
 
     def _is_sound(self, window: Window) -> bool:
         """Whether the weights are those after a whole step, and finite, and no step was left out for not being so."""
@@ -378,7 +309,7 @@ class Trainer:
         """A last checkpoint of a run that cannot go on, if there is something new, and a disk to take it."""
         if self.world.leads:
             try:
-                yield from self._saved_at_last()
+                yield from self._finish_saving()
             except TrainingError as error:
                 yield NotSaved(self.step, error.message)
 
@@ -393,15 +324,7 @@ class Trainer:
             return
         yield preview
         self._colours = {"mean": preview.mean, "raw_mean": preview.raw_mean, "data_mean": preview.data}
-        if self._saving_step == self.step:
-            yield from self._saved(wait=True)
-        folder = self.run / "checkpoints" / f"step-{self.step:08d}"
-        if folder.is_dir():
-            config = self.config
-            try:
-                checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(), preview.path.read_bytes())
-            except (OSError, DataError) as error:
-                yield NotSaved(self.step, str(error))
+        yield from self.saver.add_preview(self.step, preview.path)
 
     def _log(self, line: Mapping[str, Any]) -> Iterator[Event]:
         try:
@@ -412,5 +335,4 @@ class Trainer:
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, and no longer changed by the training."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
