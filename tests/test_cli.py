@@ -1,5 +1,6 @@
 """The command line as people and shells use it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -414,9 +415,9 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_is_safe_and_goes_on(ddpm, digits, number):
-    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143."""
+    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143; a terminal that is closed: 129."""
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     metrics = Path("runs/digits/metrics.jsonl")
@@ -477,6 +478,32 @@ def test_a_reader_of_stderr_that_goes_away_costs_nothing(digits):
     process.stderr.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    assert len(checkpoint.checkpoints(Path("runs/digits"))) == 1
+
+
+def test_a_log_on_a_full_disk_costs_nothing(digits):
+    command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "4", *map(str, TRAIN)]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, timeout=60)
+    assert (process.returncode, process.stdout) == (0, b"runs/digits\n")
+
+
+def test_a_terminal_that_goes_away_costs_nothing(digits):
+    """Its end is a signal, and then an error for whatever is written to it."""
+    main, other = pty.openpty()
+    command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
+    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    os.close(other)
+    metrics = Path("runs/digits/metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(main, False)
+            os.read(main, 65536)
+        time.sleep(0.05)
+    os.close(main)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
     assert len(checkpoint.checkpoints(Path("runs/digits"))) == 1
 
 

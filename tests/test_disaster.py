@@ -1,5 +1,6 @@
 """What happens to disks and checkpoints: full ones, read-only ones, damaged ones."""
 
+import contextlib
 import os
 import re
 import resource
@@ -127,6 +128,17 @@ def test_a_full_disk(digits, small_disk):
     result = process(digits, small_disk, "--steps", 4)
     assert result.returncode == 0, result.stderr
     assert "resuming at step 2" in result.stderr
+
+
+def test_a_disk_that_is_full_already_when_a_run_goes_on(digits, small_disk):
+    """Nothing has to be written for that."""
+    assert process(digits, small_disk, "--steps", 2, "--keep", 1).returncode == 0
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    result = process(digits, small_disk, "--steps", 2, "--keep", 1)
+    assert result.returncode == 0, result.stderr
+    assert "0.0 MB free, and the checkpoints need" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a disk of its own")

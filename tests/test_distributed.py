@@ -1,5 +1,6 @@
 """Several processes, as torchrun starts them: they learn what one does, on one machine or several, and stop."""
 
+import contextlib
 import json
 import os
 import signal
@@ -73,6 +74,49 @@ def test_two_machines(digits, torchrun, tmp_path):
     assert len(list(tmp_path.glob("[01]/cache/packs/*/index.json"))) == 2
     finish(train(torchrun, digits, Path("one"), 12))
     assert weights_in(run) == weights_in(Path("one"))
+
+
+def test_a_restart_before_the_run_began_does_not_take_the_old_one(cli, digits, monkeypatch):
+    """--force means the same in the second try; and where the run was begun already, the try goes on with it."""
+    options = ("-o", "run", "--preset", "tiny", "--size", 8, "--batch-size", 4)
+    assert cli("train", digits, *options, "--steps", 2)[0] == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, _, err = cli("train", digits, *options, "--steps", 3, "--force")
+    assert (code, "moved the run that was in run" in err, "resuming" in err) == (0, True, False)
+    code, _, err = cli("train", digits, *options, "--steps", 4, "--force")
+    assert (code, "moved" in err, "resuming at step 3" in err) == (0, False, True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
+    assert cli("train", digits, *options, "--steps", 5)[0] == 1
+
+
+def test_force_does_not_take_a_run_from_under_its_process(tmp_path):
+    """It was no run when the command looked, and is one that is trained when it is about to begin."""
+    from ddpm_cli.cli.console import Console
+    from ddpm_cli.cli.run import Job, prepare
+    from ddpm_cli.distributed import World
+    from ddpm_cli.errors import LockedError
+    from ddpm_cli.files import lock
+
+    run = tmp_path / "run"
+    with lock(run / ".lock"), contextlib.ExitStack() as held:
+        console = Console("train", False, True)
+        job = Job(
+            "images",
+            run,
+            {},
+            None,
+            None,
+            resume=False,
+            force=True,
+            strict=False,
+            world=World(),
+            console=console,
+            held=held,
+        )
+        with pytest.raises(LockedError, match="another process is training this run"):
+            prepare(job, None, resuming=False)
+    assert run.exists()
 
 
 def test_errors_are_said_once(torchrun, digits):

@@ -106,15 +106,19 @@ def test_two_processes_killed_ten_times(torchrun, digits):
 
 
 def test_a_worker_that_dies_is_started_again_and_goes_on(torchrun, digits):
-    """Elastic restarts call the same command, here without --resume, and it goes on from the newest checkpoint."""
+    """Elastic restarts call the same command, here without --resume, and it goes on from the newest checkpoint.
+
+    Several times, the leading worker and the other one: each time they have to find one another again.
+    """
     run = Path("restarted")
-    arguments = [argument for argument in command(digits, run, 60)[3:] if argument != "--resume"]
-    process = torchrun(*arguments, options=("--max-restarts", "2"))
-    wait_for_step(run, 3)
-    os.kill(workers(process)[0], signal.SIGKILL)
+    arguments = [argument for argument in command(digits, run, 90)[3:] if argument != "--resume"]
+    process = torchrun(*arguments, "--sample-every", "1000", options=("--max-restarts", "4"))
+    for kill in range(4):
+        wait_for_step(run, step_in(run) + 6)
+        os.kill(workers(process)[kill % 2], signal.SIGKILL)
     err = finish(process)
-    assert "resuming at step" in err
-    finish(train(torchrun, digits, Path("unbroken"), 60))
+    assert err.count("resuming at step") == 4
+    finish(train(torchrun, digits, Path("unbroken"), 90))
     assert weights_in(run) == weights_in(Path("unbroken"))
 
 

@@ -89,7 +89,7 @@ from test_rehearsal import trainer_of
 trainer = trainer_of(Path(), batch_size=2)
 trainer.train_step()  # what is there after this is not the batch's
 trainer = trainer_of(Path(), batch_size=1500)
-need = rehearsal._need(trainer, 1500) - 4 * rehearsal._parameter_bytes(trainer)  # no checkpoint is copied here
+need = rehearsal._need(trainer, 1500) - trainer.checkpoint_bytes  # no checkpoint is copied here
 before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 trainer.train_step()
 print(need, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

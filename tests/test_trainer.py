@@ -1,8 +1,12 @@
 """The training loop: it learns, it stops, it goes on, and what it leaves on disk is whole."""
 
+import errno
 import json
 import math
+import os
+import stat
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,6 +286,57 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, pack, monkeypa
     raw = checkpoint.load_training(saved[0].path).raw
     assert all(torch.equal(raw[name], value) for name, value in zip(names, at_step_5, strict=True))
     assert not torch.equal(raw["conv_in.weight"], training.unet.conv_in.weight)
+
+
+def test_a_checkpoint_that_is_being_written_outlives_its_run(tmp_path, pack, monkeypatch):
+    """The weights that it holds were good."""
+    write = checkpoint.save_file
+    begun = threading.Event()
+
+    def slow(*args, **keywords):
+        begun.set()
+        time.sleep(0.3)
+        write(*args, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    training = start(tmp_path / "run", pack, config_of(steps=99, save_every=5, sample_every=99, log_every=1))
+
+    def spoil() -> bool:
+        if training.step == 6:
+            training.parameters[0].data.fill_(math.nan)
+        return False
+
+    with pytest.raises(TrainingError, match="the loss is not finite at step 7") as caught:
+        list(training.events(spoil))
+    assert begun.is_set()
+    [kept] = checkpoint.checkpoints(training.run)
+    assert checkpoint.load_training(kept).step == 5
+    assert "step-00000005 is safe" in (caught.value.hint or "")
+
+
+def test_a_stop_during_a_preview_is_a_stop(tmp_path, pack):
+    """No step more, and the checkpoint is of that step."""
+    training = start(tmp_path / "run", pack, config_of(steps=9, save_every=9, sample_every=4, log_every=9))
+    drawing = []
+    for event in training.events(lambda: bool(drawing)):
+        if isinstance(event, Previewing):
+            drawing.append(event.step)
+    assert event == Finished(4, interrupted=True)
+
+
+def test_folders_that_cannot_be_flushed(tmp_path, pack, monkeypatch):
+    """As on some network file systems: a checkpoint is as good there as they can make it."""
+    flush = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    events = list(start(tmp_path / "run", pack, config_of(keep=1)).events())
+    assert events[-1] == Finished(6, interrupted=False)
+    assert len(checkpoint.checkpoints(tmp_path / "run")) == 1
 
 
 def test_flips_are_chosen(tmp_path, pack):

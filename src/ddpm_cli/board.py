@@ -31,7 +31,7 @@ class Board:
         self._folder = run / "tensorboard"
         try:
             self._writer = require_tensorboard().SummaryWriter(str(self._folder), purge_step=step + 1)
-        except OSError as error:
+        except Exception as error:
             raise self._failure(error) from None
 
     def add(self, event: Event) -> None:
@@ -51,15 +51,16 @@ class Board:
                 case _:
                     return
             self._writer.flush()
-        except OSError as error:
+        except Exception as error:  # of a library that nothing depends on
             raise self._failure(error) from None
 
     def close(self) -> None:
         """Write the rest."""
         try:
             self._writer.close()
-        except OSError as error:
+        except Exception as error:
             raise self._failure(error) from None
 
-    def _failure(self, error: OSError) -> DataError:
-        return DataError(f"{self._folder}: cannot be written ({error.strerror or error})")
+    def _failure(self, error: Exception) -> DataError:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return DataError(f"{self._folder}: cannot be written ({reason})")

@@ -24,7 +24,7 @@ from torch import Tensor
 from ddpm_cli.about import CARD, PREVIEW, RECIPE, facts, model_card
 from ddpm_cli.config import DIFFUSERS_VERSION, RunConfig, ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
-from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, new_directory, read_json, write_file
+from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, new_directory, read_json, renew_file, write_file
 from ddpm_cli.pretrained import WEIGHTS
 
 __all__ = [
@@ -200,7 +200,7 @@ def load_training(folder: Path) -> Checkpoint:
 
 def begin_run(run: Path, config: RunConfig) -> None:
     """Make a folder a run, or renew its configuration."""
-    write_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
+    renew_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
     (run / "metrics.jsonl").touch()
 
 

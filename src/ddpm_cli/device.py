@@ -95,7 +95,9 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     words = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}), {words}"
-    return f"{device} ({torch.get_num_threads()} threads), {words}" if device.type == "cpu" else f"{device}, {words}"
+    threads = torch.get_num_threads()
+    cpu = f"{device} ({threads} thread{'s' if threads > 1 else ''}), {words}"
+    return cpu if device.type == "cpu" else f"{device}, {words}"
 
 
 def synchronize(device: torch.device) -> None:

@@ -7,12 +7,17 @@ as packing a data set takes.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import socket
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -22,17 +27,35 @@ from ddpm_cli.device import pick_device
 from ddpm_cli.errors import DDPMError, ElsewhereError, LostProcessError, UsageError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
-__all__ = ["World", "gone", "hushed", "joined", "lost", "restarted"]
+__all__ = ["World", "gone", "hushed", "joined", "lost", "restarted_in", "sign"]
 
 _PATIENCE = timedelta(days=7)  # torchrun finds out who died, and ends the others
+_MEETING = timedelta(minutes=15)  # for all processes to start
+_POLL = 0.05  # seconds
 _Result = TypeVar("_Result")
 
 
-def restarted() -> bool:
-    """Whether torchrun started these processes anew after some of them died (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def sign(lock: Path) -> None:
+    """Write into a file of `files.lock` that is held who it is that works there."""
+    with contextlib.suppress(OSError):  # a disk that is full or read-only says so soon enough
+        lock.write_text(_launcher())
+
+
+def restarted_in(lock: Path) -> bool:
+    """Whether torchrun started this command anew, and it was this command that worked there before."""
+    try:
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # after some died, with --max-restarts
+        return again and lock.read_text() == _launcher()
+    except (OSError, ValueError):
+        return False
+
+
+def _launcher() -> str:
+    """What started this process, by a name that it keeps when it starts it again."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 @dataclass(frozen=True)
@@ -164,14 +187,16 @@ def _asking() -> Iterator[None]:
     except RuntimeError as error:
         if not lost(error):
             raise
-        raise LostProcessError(
-            "another process of this run is gone", "What it said before that is the reason."
-        ) from None
+        raise gone(error) from error
 
 
-def gone() -> LostProcessError:
-    """What the processes say that are left."""
-    return LostProcessError("another process of this run is gone", "What it said last is the reason.")
+def gone(error: RuntimeError) -> LostProcessError:
+    """What the processes say that are left, or that cannot reach one another."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return LostProcessError(
+        f"another process of this run is gone, or cannot be reached ({reason})",
+        "What it said before that is the reason. If it said nothing it was killed: for want of memory, perhaps.",
+    )
 
 
 def lost(error: RuntimeError) -> bool:
@@ -192,12 +217,43 @@ def joined() -> Iterator[World]:
     if size == 1 or "LOCAL_RANK" not in os.environ:
         yield World()
         return
-    both = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    with _asking():
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo")
-        talk = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    try:
-        yield World(rank, size, local_rank, cast("ProcessGroup", talk))
-    finally:
-        torch.distributed.destroy_process_group()
+    both = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if both else "gloo"
+    with _asking():
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = _meet(rank, size)
+            torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+        else:  # another launcher, which does not start processes again
+            torch.distributed.init_process_group(backend)
+        talk = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    yield World(rank, size, local_rank, cast("ProcessGroup", talk))
+    torch.distributed.destroy_process_group()  # not after an error: it might wait for processes that wait for this one
+
+
+def _meet(rank: int, size: int) -> Store:
+    """A place to exchange addresses in which no process of an earlier try has left its own.
+
+    torchrun has one store for all its tries, where the addresses of the dead still stand. So each process is given a
+    new name; the first one keeps calling whoever stands there, by name, until all that are alive have answered.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(host, port, is_master=False, timeout=_MEETING)  # type: ignore[attr-defined]
+    me = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"ddpm/here/{rank}", me)
+        store.wait([f"ddpm/call/{me}"])
+        first = store.get(f"ddpm/call/{me}").decode()
+        store.set(f"ddpm/answer/{first}/{rank}", me)
+        return torch.distributed.PrefixStore(f"ddpm/{first}", store)  # type: ignore[attr-defined]
+    deadline = time.monotonic() + _MEETING.total_seconds()
+    absent = set(range(1, size))
+    while absent:
+        for other in absent:
+            if store.check([f"ddpm/here/{other}"]):
+                store.set(f"ddpm/call/{store.get(f'ddpm/here/{other}').decode()}", me)
+        absent = {other for other in absent if not store.check([f"ddpm/answer/{me}/{other}"])}
+        if time.monotonic() > deadline:
+            raise LostProcessError(f"{len(absent)} of {size} processes did not come", "Look at what they said.")
+        time.sleep(_POLL if absent else 0)
+    return torch.distributed.PrefixStore(f"ddpm/{me}", store)  # type: ignore[attr-defined]

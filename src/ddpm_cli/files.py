@@ -18,9 +18,21 @@ from torch import Tensor
 
 from ddpm_cli.errors import DataError, LockedError, ModelError
 
-__all__ = ["PARTIAL", "json_bytes", "load_tensors", "lock", "new_directory", "read_config", "read_json", "write_file"]
+__all__ = [
+    "LOCK",
+    "PARTIAL",
+    "json_bytes",
+    "load_tensors",
+    "lock",
+    "new_directory",
+    "read_config",
+    "read_json",
+    "renew_file",
+    "write_file",
+]
 
 
+LOCK = ".lock"  # in a folder that only one command at a time may fill
 PARTIAL = ".ddpm-"  # how the names of files begin that are being written
 
 
@@ -43,11 +55,22 @@ def write_file(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         _flush(partial)
         partial.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         if partial:
             partial.unlink(missing_ok=True)  # gone already if all went well
+
+
+def renew_file(path: Path, data: bytes) -> None:
+    """`write_file`, unless that is in it already: a full disk does not matter then."""
+    try:
+        same = path.read_bytes() == data
+    except OSError:
+        same = False
+    if not same:
+        write_file(path, data)
 
 
 @contextlib.contextmanager
@@ -66,9 +89,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for part in partial.rglob("*"):
+            _flush(part)
+        _flush(partial)
         if path.exists():
             old = path.with_name(f".{path.name}.{token}.old")
             path.rename(old)
@@ -83,7 +106,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def _flush(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk before going on: a rename must not outrun them."""
-    with contextlib.suppress(PermissionError):  # folders cannot be opened on every system
+    with contextlib.suppress(*[OSError] if path.is_dir() else []):  # not every file system can do that with folders
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.distributed import restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError
-from ddpm_cli.files import PARTIAL, json_bytes, lock, write_file
+from ddpm_cli.files import LOCK, PARTIAL, json_bytes, lock, write_file
 
 __all__ = ["RECORD", "image_name", "opened"]
 
@@ -31,16 +32,17 @@ def opened(folder: Path, n: int, made_with: Mapping[str, Any], force: bool = Fal
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / ".lock", wait=False):
+        with lock(folder / LOCK, wait=False):
             for leftover in folder.glob(f"{PARTIAL}*"):  # a killed process's
                 leftover.unlink(missing_ok=True)
-            if force:
+            if force and not restarted_in(folder / LOCK):  # torchrun calls the same command again
                 _clear(folder, n)
             elif differences := _differences(folder / RECORD, made_with):
                 raise DDPMError(
                     f"-o {folder}: holds samples that were made otherwise: {', '.join(differences)}",
                     "Name another folder, or use --force to draw these anew.",
                 )
+            sign(folder / LOCK)
             write_file(folder / RECORD, json_bytes(made_with))
             there = {path.name for path in folder.iterdir()}
             yield [i for i in range(n) if image_name(i) not in there]

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_cli import checkpoint
 from ddpm_cli.config import RunConfig
 from ddpm_cli.distributed import World
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.events import Progress
-from ddpm_cli.files import write_file
+from ddpm_cli.files import renew_file
 
 __all__ = ["Done", "Window", "forget_after"]
 
@@ -94,11 +93,9 @@ class Window:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             bad_loss, bad_gradient = self._world.smallest(self._bad).tolist()
             cause = "loss" if bad_loss <= bad_gradient else "gradient"
-            kept = checkpoint.checkpoints(self._run)
-            advice = "Try --precision fp32, or a new run with a smaller --lr."
-            safe = f"{kept[-1]} is safe: --resume goes on from there. " if kept else ""
             message = f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}"
-            raise self._world.said_once(TrainingError(message, safe + advice))
+            advice = "Try --precision fp32, or a new run with a smaller --lr."
+            raise self._world.said_once(TrainingError(message, advice))
         return loss, grad_norm, [sum_ / n if n else None for sum_, n in zip(sums[1:5], sums[5:], strict=True)]
 
     def progress(self, step: int, seconds: float) -> Progress:
@@ -134,7 +131,7 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a metrics.jsonl that belong to steps which will be done again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        renew_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _step_of(line: str) -> float:

@@ -72,7 +72,7 @@ class DDPM:
     def fingerprint(self) -> str:
         """A hash of the network, its weights and its schedule: models with the same one draw the same images."""
         what = json.dumps([self.unet.config.to_dict(), self.schedule_config.to_dict()])
-        return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()
+        return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline directory, in float32. A model that is there is replaced.

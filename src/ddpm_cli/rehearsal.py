@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import sys
 import time
@@ -22,9 +23,8 @@ from ddpm_cli.trainer import PREVIEW_IMAGES, PREVIEW_STEPS, Trainer
 
 __all__ = ["BlankPack", "Rehearsal", "measure", "rehearse", "total_memory"]
 
-# Copies of the parameters, in float32. A checkpoint has four: the averages, the raw weights and Adam's two moments. On
-# a processor it is copied before it is written; and the moments are not in memory before they are first written to.
-_IN_CHECKPOINT, _MOMENTS, _GRADIENTS = 4, 2, 1
+# Copies of the parameters that are not in memory yet on a processor: Adam's moments before they are first written to.
+_MOMENTS, _GRADIENTS = 2, 1
 _SPARE = 1.4  # what a step was seen to need on a processor, over what is saved for the backward pass
 _SECONDS = 3.0  # that steps are timed for
 
@@ -48,12 +48,11 @@ class BlankPack(Pack):
 @dataclass(frozen=True)
 class Rehearsal:
     """memory: bytes at the peak, of this process. steps_per_second: of training. seconds: of what is left of the run,
-    with its previews. checkpoint: bytes of each."""
+    with its previews."""
 
     memory: int
     steps_per_second: float
     seconds: float
-    checkpoint: int
 
 
 def rehearse(trainer: Trainer) -> None:
@@ -98,12 +97,11 @@ def measure(trainer: Trainer) -> Rehearsal:
         [enough] = trainer.world.any(trainer.world.leads and time.perf_counter() - started > _SECONDS)
     rate = steps / (time.perf_counter() - started)
     previews = math.ceil(settings.steps / settings.sample_every) - first // settings.sample_every
-    size = _IN_CHECKPOINT * _parameter_bytes(trainer)
+    copied = trainer.checkpoint_bytes if trainer.device.type == "cpu" else 0  # while a checkpoint is written
     return Rehearsal(
-        memory=_peak(trainer.device) + (size if trainer.device.type == "cpu" else 0),
+        memory=_peak(trainer.device) + copied,
         steps_per_second=rate,
         seconds=(settings.steps - first) / rate + previews * 2 * preview,
-        checkpoint=size,
     )
 
 
@@ -152,10 +150,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
-def _parameter_bytes(trainer: Trainer) -> int:
-    return sum(parameter.nbytes for parameter in trainer.parameters)
-
-
 def _need(trainer: Trainer, images: int) -> float:
     """Bytes that training needs on a processor, besides those that the trainer has: an estimate.
 
@@ -164,8 +158,8 @@ def _need(trainer: Trainer, images: int) -> float:
     """
     two, four = (_kept(trainer, batch) for batch in (2, 4))
     each = (four - two) / 2
-    copies = _GRADIENTS + _MOMENTS + _IN_CHECKPOINT
-    return copies * _parameter_bytes(trainer) + two - 2 * each + _SPARE * images * each
+    copies = (_GRADIENTS + _MOMENTS) * sum(parameter.nbytes for parameter in trainer.parameters)
+    return trainer.checkpoint_bytes + copies + two - 2 * each + _SPARE * images * each
 
 
 def _kept(trainer: Trainer, images: int) -> int:
@@ -189,18 +183,20 @@ def _kept(trainer: Trainer, images: int) -> int:
 
 def _free() -> int | None:
     """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
-    free = [_in_meminfo("MemAvailable:")]
+    shared = [_in_meminfo("MemAvailable:")]
     used_of = dict(_pairs(Path("/proc/self/status")))
+    own = []
     for kind, key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY and key in used_of:
-            free.append(limit - used_of[key] * 1024)
+            own.append(limit - used_of[key] * 1024)
     for group in _control_groups():
         most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
         if most is not None and used is not None:
             cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            free.append(most - used + cache)  # the cache of files makes room when it is asked to
-    return min((size for size in free if size is not None), default=None)
+            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
 
 
 def total_memory(device: torch.device) -> int | None:

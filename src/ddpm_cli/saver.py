@@ -69,7 +69,7 @@ class Saver:
             case OSError() | SafetensorError() | DataError():
                 # A disk that fails or is full must not end a run that lives in memory.
                 self._due = time.monotonic() + RETRY_SECONDS
-                yield NotSaved(self._begun, str(outcome))
+                yield NotSaved(self._begun, _reason(outcome))
             case Exception():
                 raise outcome
 
@@ -88,7 +88,7 @@ class Saver:
         except (OSError, SafetensorError, DataError) as error:
             kept = checkpoint.checkpoints(self._run)
             hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
-            raise TrainingError(f"step {step} could not be saved ({error})", hint) from None
+            raise TrainingError(f"step {step} could not be saved ({_reason(error)})", hint) from None
 
     def add_preview(self, step: int, picture: Path) -> Iterator[Event]:
         """Show a preview on the card of the checkpoint of its step, if there is one."""
@@ -100,4 +100,10 @@ class Saver:
             try:
                 checkpoint.add_preview(folder, config.unet, config.schedule, self._recipe(step), picture.read_bytes())
             except (OSError, DataError) as error:
-                yield NotSaved(step, str(error))
+                yield NotSaved(step, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

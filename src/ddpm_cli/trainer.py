@@ -23,7 +23,7 @@ from ddpm_cli.device import (
     synchronize,
     training_noise,
 )
-from ddpm_cli.distributed import World, hushed, lost
+from ddpm_cli.distributed import World, gone, hushed, lost
 from ddpm_cli.ema import EMA
 from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
 from ddpm_cli.events import Event, Finished, Logged, NotSaved, Previewed, Previewing
@@ -107,6 +107,11 @@ class Trainer:
             for key, value in self.optimizer.state[parameter].items()
         }
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the size of a checkpoint: the averages, the raw weights and Adam's two moments."""
+        return 4 * sum(parameter.nbytes for parameter in self.parameters)
+
     def resume(self, folder: Path) -> str:
         """Go on from a checkpoint. Returns the fingerprint of the images it was trained on.
 
@@ -146,10 +151,13 @@ class Trainer:
         losses.append(self.backward(*last))
         self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
-        # What is not finite changes no weight: Adam leaves out a step that is marked so, without asking the device.
-        self.optimizer.found_inf = (~grad_norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.param_groups[0]["lr"] = self._lr()
-        self.optimizer.step()
+        # What is not finite changes no weight: Adam leaves out a step that is marked so, without asking the device. On
+        # Apple's GPUs it does not look.
+        finite = grad_norm.isfinite()
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        if self.device.type != "mps" or finite:
+            self.optimizer.step()
         self.ema.update(self.parameters)
         self.step += 1
         self._updating = False
@@ -236,7 +244,7 @@ class Trainer:
 
         should_stop: asked after every step; when it says so, in any process, a checkpoint is written and the run ends.
         Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched; and whatever else
-        ends a run, after a checkpoint of what was learned until then.
+        ends a run, after a checkpoint of what was learned until then, where that can be had.
         """
         self.unite()
         self.world.lead(lambda: forget_after(self.run / "metrics.jsonl", self.step))
@@ -246,11 +254,11 @@ class Trainer:
             window.check(self.step)
         except Exception as error:
             if isinstance(error, RuntimeError) and self.world.size > 1 and lost(error):
-                error = LostProcessError(
-                    "another process of this run is gone", "What it said before that is the reason."
-                )
-            if self._is_sound(window):
-                yield from self._rescue()
+                error = gone(error)
+            if self.world.leads:
+                yield from self._rescue(window, isinstance(error, LostProcessError))
+            if isinstance(error, TrainingError) and (kept := checkpoint.checkpoints(self.run)):
+                error.hint = f"{kept[-1]} is safe: --resume goes on from there. {error.hint or ''}".strip()
             raise error
         yield from self.world.together(lambda: list(self._finish_saving()) if self.world.leads else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
@@ -283,8 +291,8 @@ class Trainer:
                 if draw:
                     yield Previewing(self.step)
                     yield from self._previewed(should_stop)
-            if save or draw:
-                world.wait()  # here, and not in the next step's gradients, whose patience is minutes
+            if save or draw:  # wait here, and not in the next step's gradients, whose patience is minutes
+                [stop] = world.any(stop or should_stop())
             if log:
                 line = window.line(self.step, self.seconds, self.optimizer.param_groups[0]["lr"]) | self._colours
                 window.reset(self.step, self.seconds)
@@ -305,13 +313,18 @@ class Trainer:
             return False
         return finite and not self._updating
 
-    def _rescue(self) -> Iterator[Event]:
-        """A last checkpoint of a run that cannot go on, if there is something new, and a disk to take it."""
-        if self.world.leads:
-            try:
+    def _rescue(self, window: Window, alone: bool) -> Iterator[Event]:
+        """What can still be saved of a run that cannot go on: what is being written, and what was learned since.
+
+        alone: whether another process is gone. A GPU may then wait for it forever, or have gone on without it.
+        """
+        try:
+            if not (alone and self.device.type == "cuda") and self._is_sound(window):
                 yield from self._finish_saving()
-            except TrainingError as error:
-                yield NotSaved(self.step, error.message)
+            else:
+                yield from self.saver.outcome(wait=True)
+        except Exception as error:  # the one that ends the run is said
+            yield NotSaved(self.step, str(error))
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw a preview, note its colours, and show it on the card of the checkpoint of this step if there is one."""

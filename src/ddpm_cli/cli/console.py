@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,16 +18,43 @@ __all__ = ["Console", "aligned", "print_error"]
 _SCHEMA = 1  # of the JSON objects; grows when a field changes its meaning
 
 
-class _Stderr(RichConsole):
-    def on_broken_pipe(self) -> None:
-        """Nobody reads stderr any more, which is no reason to lose a run: rich would exit here."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+class _Stderr(io.TextIOBase):
+    """sys.stderr, but nothing that happens to it is a reason to lose a run: nobody reads it any more, its terminal was
+    closed, its disk is full. It is given up then."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr  # now: while there is a bar, rich puts something else in its place
+
+    def write(self, text: str) -> int:
+        with self._forgiving():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            self._file.flush()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is in its buffer has to go somewhere
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._file.encoding
 
 
 def _stderr() -> RichConsole:
     # soft_wrap: paths must stay in one piece for those who copy them. No markup or highlighting of users' file names.
-    return _Stderr(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+    return RichConsole(file=cast(IO[str], _Stderr()), soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def print_error(message: str, hint: str | None = None) -> None:

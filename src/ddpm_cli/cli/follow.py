@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,29 @@ def header(console: Console, images: str, trainer: Trainer, machine: str) -> Non
     console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
     rows = {"images": f"{len(pack)} in {images}, {len(pack.left_out)} left out"}
     console.table(rows | _plan(trainer, machine))
-    for name, reason in pack.left_out[:_NAMED]:
-        console.warn(f"left out {name}: {reason}")
-    if len(pack.left_out) > _NAMED:
-        console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
-    if len(pack) < _FEW_IMAGES:
-        console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
+    if not trainer.step:  # what was said when it began
+        for name, reason in pack.left_out[:_NAMED]:
+            console.warn(f"left out {name}: {reason}")
+        if len(pack.left_out) > _NAMED:
+            console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
+        if len(pack) < _FEW_IMAGES:
+            console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
+    need, free, place = _disk(trainer)
+    if need > free:
+        console.warn(f"{place} has {_size(free)} free, and the checkpoints need {_size(need)}")
     console.note("  Ctrl-C saves and stops")
+
+
+def _disk(trainer: Trainer) -> tuple[int, int, Path]:
+    """Bytes that the checkpoints of a run need beside those that are there, that are free, and where."""
+    from ddpm_cli.checkpoint import checkpoints
+
+    run = trainer.run
+    missing = max(
+        1, trainer.config.train.keep + 1 - len(checkpoints(run))
+    )  # an old one goes after the new one is there
+    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
+    return missing * trainer.checkpoint_bytes, shutil.disk_usage(place).free, place
 
 
 def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
@@ -75,8 +92,7 @@ def show_plan(console: Console, images: str, trainer: Trainer, machine: str, sta
 
     run, train, pack = trainer.run, trainer.config.train, trainer.pack
     memory, each = total_memory(trainer.device), " in each process" if trainer.world.size > 1 else ""
-    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    need, free, place = _disk(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
     seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
@@ -87,8 +103,8 @@ def show_plan(console: Console, images: str, trainer: Trainer, machine: str, sta
         "memory": f"{_size(found.memory)}{f' of {_size(memory)}' if memory else ''}{each}",
         "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",
         "time": seconds,
-        "disk": f"{train.keep + 1} checkpoints of {_size(found.checkpoint)}, {_size(free)} free in {place}; "
-        f"{_size(pixels)} of decoded images in the cache",
+        "disk": f"{_size(need)} for checkpoints of {_size(trainer.checkpoint_bytes)}, {_size(free)} free in {place}"
+        f"{', which is too little' if need > free else ''}; {_size(pixels)} of decoded images in the cache",
     }
     fields = {
         "run": str(run),
@@ -102,7 +118,7 @@ def show_plan(console: Console, images: str, trainer: Trainer, machine: str, sta
         "steps_per_second": found.steps_per_second,
         "images_per_second": images_per_second,
         "seconds": found.seconds,
-        "checkpoint_bytes": found.checkpoint,
+        "checkpoint_bytes": trainer.checkpoint_bytes,
     }
     console.result("\n".join(aligned(rows)), **fields)
 
@@ -122,7 +138,10 @@ def _split(batch_size: int, processes: int, parts: int) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry of the list that this gives; a second one stops at once."""
+    """Turn the first signal to stop into an entry of the list that this gives; a second one stops at once.
+
+    Ctrl-C; SIGTERM; and SIGHUP, of a terminal that is closed, unless nohup has it ignored.
+    """
     caught: list[int] = []
     first = 0.0
 
@@ -134,7 +153,10 @@ def _stop_signals() -> Iterator[list[int]]:
         elif time.monotonic() - first > _ONE_SIGNAL:
             sys.exit(128 + number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, remember)
     try:
         yield caught
     finally:
@@ -179,6 +201,7 @@ def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float
     total = trainer.config.train.steps
     loss: float | None = None
     estimated = False
+    drawing: int | None = None  # the step whose samples are being drawn
     started = said = time.monotonic()
     event: Event
     show_on_board = _board(console, trainer, tensorboard)
@@ -201,13 +224,19 @@ def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float
                         console.note(f"step {event.step}/{total}  {status}")
                 case Previewing():
                     update(event.step, what="drawing samples")
+                    drawing = event.step
+                    if not console.live:
+                        console.note(f"step {event.step}: drawing samples")
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
                 case NotSaved():
                     console.warn(f"step {event.step} could not be saved: {event.reason}; training goes on")
                 case Previewed():
+                    drawing = None
                     colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
                     console.note(f"step {event.step}: {event.path} ({colours})")
+                case Finished() if drawing:
+                    console.warn(f"the samples of step {drawing} were left out, to stop soon")
                 case Logged() | Finished():
                     pass
         return loss, max(trainer.world.gather(caught[0] if caught else 0)) or None
@@ -238,10 +267,12 @@ def finish(console: Console, images: str, trainer: Trainer, loss: float | None, 
     run, total = trainer.run, trainer.config.train.steps
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        console.note(f"go on with: ddpm train {quote(images)} -o {quote(str(run))} --resume")
+        again = (
+            f"ddpm train {quote(images)} -o {quote(str(run))}" if trainer.world.size == 1 else "the same command, and"
+        )
+        console.note(f"go on with: {again} --resume")
         raise typer.Exit(128 + (stopped_by or signal.SIGINT))
-    console.note(
-        f"done: {total} steps in {_duration(trainer.seconds)}. Now: ddpm sample -m {quote(str(run))} -o grid.png"
-    )
+    now = f"ddpm sample -m {quote(str(run))} -o grid.png"
+    console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Now: {now}")
     if trainer.world.leads:
         console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))

@@ -58,6 +58,7 @@ class Job:
     world: World
     console: Console
     held: ExitStack
+    holds: bool = False  # whether it has the run's lock
 
     @cached_property
     def source(self) -> Source:
@@ -94,12 +95,15 @@ def begun(job: Job, where: torch.device) -> Beginning:
 
 def _old_run(job: Job) -> RunConfig | None:
     """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
-    from ddpm_cli.files import read_config
+    from ddpm_cli.distributed import restarted_in
+    from ddpm_cli.files import LOCK, read_config
 
     run = job.run
     exists = (run / "config.json").is_file()
     if exists:
         _hold(job)
+        if restarted_in(run / LOCK):  # torchrun calls the same command again, and what it began is there now
+            job.resume, job.force = True, job.force and job.resume
     if job.resume and exists:
         return read_config(RunConfig, run / "config.json")
     if exists and not job.force:
@@ -117,10 +121,11 @@ def _taken(run: Path) -> DDPMError:
 
 def _hold(job: Job) -> None:
     """Be the only one that trains a run, until the job ends."""
-    from ddpm_cli.files import lock
+    from ddpm_cli.files import LOCK, lock
 
     try:
-        job.held.enter_context(lock(job.run / ".lock", wait=False))
+        job.held.enter_context(lock(job.run / LOCK, wait=False))
+        job.holds = True
     except LockedError:
         raise LockedError(
             f"{job.run}: another process is training this run",
@@ -329,11 +334,11 @@ def _require_all(pack: Pack) -> None:
 
 def report(run: Path, pack: Pack) -> None:
     """Write which images were left out, and why, into the run's folder: `name: reason`, a line each."""
-    from ddpm_cli.files import write_file
+    from ddpm_cli.files import renew_file
 
     path = run / "left_out.txt"
     if pack.left_out:
-        write_file(path, "".join(f"{name}: {reason}\n" for name, reason in pack.left_out).encode())
+        renew_file(path, "".join(f"{name}: {reason}\n" for name, reason in pack.left_out).encode())
     else:
         path.unlink(missing_ok=True)  # of a time when some were
 
@@ -341,9 +346,13 @@ def report(run: Path, pack: Pack) -> None:
 def prepare(job: Job, config: RunConfig, resuming: bool) -> None:
     """Make the run's folder, now that nothing more can be refused."""
     from ddpm_cli import checkpoint
+    from ddpm_cli.distributed import sign
+    from ddpm_cli.files import LOCK
 
     run = job.run
     if job.force and not resuming and run.exists():
+        if not job.holds:  # it was no run when we looked, and another process may be training it now
+            _hold(job)
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
         run.rename(aside)
         job.console.note(f"moved the run that was in {run} to {aside}")
@@ -351,5 +360,6 @@ def prepare(job: Job, config: RunConfig, resuming: bool) -> None:
         _hold(job)
         if (run / "config.json").exists():  # since we looked
             raise _taken(run)
+    sign(run / LOCK)
     checkpoint.begin_run(run, config)
     checkpoint.tidy(run)

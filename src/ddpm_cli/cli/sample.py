@@ -52,7 +52,7 @@ def sample(
 
     Image number i of a seed is always the same image, however many are drawn and in whatever batches.
     """
-    from ddpm_cli.distributed import joined, restarted
+    from ddpm_cli.distributed import joined
     from ddpm_cli.gallery import RECORD, opened
 
     with ExitStack() as held, joined() as world:
@@ -79,8 +79,7 @@ def sample(
                 "steps": taken,
                 "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
             }
-            again = force and not restarted()  # torchrun calls the same command again
-            missing = held.enter_context(opened(target.path, n, made_with, again))
+            missing = held.enter_context(opened(target.path, n, made_with, force))
             if len(missing) < n:
                 console.note(f"{n - len(missing)} of {n} images are there already")
             return missing

@@ -184,10 +184,8 @@ def train(
     }
     wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
 
-    from ddpm_cli.distributed import joined, restarted
+    from ddpm_cli.distributed import joined
 
-    if restarted():  # torchrun calls the same command again; what it began is there now
-        resume, force = True, force and resume
     with ExitStack() as held, joined() as world:
         console = Console("train", as_json, quiet or not world.leads)
         job = Job(images, run, wishes, preset, start_from, resume, force, strict, world, console, held)
