@@ -17,7 +17,8 @@ from ddpm_cli.errors import DDPMError, ElsewhereError
 app = typer.Typer(
     name="ddpm",
     help="Denoising Diffusion Probabilistic Models on your own images.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up. DDPM_DEBUG=1: tracebacks.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM. "
+    "DDPM_DEBUG=1: tracebacks.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
