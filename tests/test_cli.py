@@ -415,11 +415,16 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def heed_hangups() -> None:
+    """For tests that are run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_is_safe_and_goes_on(ddpm, digits, number):
     """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143; a terminal that is closed: 129."""
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_hangups)
     metrics = Path("runs/digits/metrics.jsonl")
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -492,7 +497,8 @@ def test_a_terminal_that_goes_away_costs_nothing(digits):
     """Its end is a signal, and then an error for whatever is written to it."""
     main, other = pty.openpty()
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
-    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    terminal = {"stdin": other, "stdout": other, "stderr": other}
+    process = subprocess.Popen(command, **terminal, start_new_session=True, preexec_fn=heed_hangups)
     os.close(other)
     metrics = Path("runs/digits/metrics.jsonl")
     deadline = time.monotonic() + 60

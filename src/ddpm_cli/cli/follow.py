@@ -13,8 +13,6 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-import typer
-
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
@@ -153,10 +151,10 @@ def _stop_signals() -> Iterator[list[int]]:
         elif time.monotonic() - first > _ONE_SIGNAL:
             sys.exit(128 + number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, remember)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield caught
     finally:
@@ -262,17 +260,17 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def finish(console: Console, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None) -> None:
-    """Say how a run ended, and what can be done next. Raises typer.Exit if it was stopped."""
+def finish(console: Console, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None) -> int:
+    """Say how a run ended, and what can be done next. Returns the exit code."""
     run, total = trainer.run, trainer.config.train.steps
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        again = (
-            f"ddpm train {quote(images)} -o {quote(str(run))}" if trainer.world.size == 1 else "the same command, and"
-        )
+        command = f"ddpm train {quote(images)} -o {quote(str(run))}"
+        again = "the same command, and" if trainer.world.size > 1 else command  # which says how many processes
         console.note(f"go on with: {again} --resume")
-        raise typer.Exit(128 + (stopped_by or signal.SIGINT))
+        return 128 + (stopped_by or signal.SIGINT)
     now = f"ddpm sample -m {quote(str(run))} -o grid.png"
     console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Now: {now}")
     if trainer.world.leads:
         console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
+    return 0

@@ -189,11 +189,12 @@ def train(
     with ExitStack() as held, joined() as world:
         console = Console("train", as_json, quiet or not world.leads)
         job = Job(images, run, wishes, preset, start_from, resume, force, strict, world, console, held)
-        _train(job, device, precision, tensorboard, dry_run)
+        code = _train(job, device, precision, tensorboard, dry_run)
+    raise typer.Exit(code)  # only now: a run that was stopped is no error, and its processes part in order
 
 
-def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bool) -> None:
-    """What every process does. Whatever may fail is done together, or by the one that leads."""
+def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bool) -> int:
+    """What every process does. Whatever may fail is done together, or by the one that leads. Returns the exit code."""
     from ddpm_cli.board import require_tensorboard
     from ddpm_cli.device import describe, pick_dtype
     from ddpm_cli.pretrained import load_model
@@ -224,7 +225,7 @@ def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bo
             plan = measure(trainer)
         if world.leads:
             show_plan(console, job.images, trainer, machine, start, plan)
-        return
+        return 0
     with console.bar("trying the largest step", None):
         rehearse(trainer)
 
@@ -237,7 +238,7 @@ def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bo
 
     world.lead(get_ready)
     loss, stopped_by = follow(console, trainer, tensorboard)
-    finish(console, job.images, trainer, loss, stopped_by)
+    return finish(console, job.images, trainer, loss, stopped_by)
 
 
 def _name(images: str) -> str:
