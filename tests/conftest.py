@@ -142,6 +142,7 @@ def torchrun():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_signals,
         )
         started.append(process)
         return process
@@ -151,6 +152,12 @@ def torchrun():
         if process.poll() is None:
             kill_all(process)
         process.communicate()
+
+
+def heed_signals() -> None:
+    """For processes that get signals, in tests that are run under nohup or in the background of a script."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:

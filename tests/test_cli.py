@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load
 
+from conftest import heed_signals
 from ddpm_cli import checkpoint
 from ddpm_cli.images import from_pil, to_float
 from ddpm_cli.schedule import NoiseSchedule, ScheduleConfig
@@ -415,16 +416,11 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def heed_hangups() -> None:
-    """For tests that are run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_is_safe_and_goes_on(ddpm, digits, number):
     """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143; a terminal that is closed: 129."""
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_hangups)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_signals)
     metrics = Path("runs/digits/metrics.jsonl")
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -498,7 +494,7 @@ def test_a_terminal_that_goes_away_costs_nothing(digits):
     main, other = pty.openpty()
     command = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "--steps", "1M", *map(str, TRAIN)]
     terminal = {"stdin": other, "stdout": other, "stderr": other}
-    process = subprocess.Popen(command, **terminal, start_new_session=True, preexec_fn=heed_hangups)
+    process = subprocess.Popen(command, **terminal, start_new_session=True, preexec_fn=heed_signals)
     os.close(other)
     metrics = Path("runs/digits/metrics.jsonl")
     deadline = time.monotonic() + 60
@@ -523,7 +519,7 @@ def test_training_at_a_terminal_shows_a_bar(digits):
 
 def test_ctrl_c_in_sampling_is_said(small_model):
     command = [sys.executable, "-m", "ddpm_cli", "sample", "-m", str(small_model), "--n", "1M", "-o", "images/"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_signals)
     deadline = time.monotonic() + 60
     while not Path("images/000000.png").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
