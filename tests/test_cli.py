@@ -510,7 +510,7 @@ def test_a_terminal_that_goes_away_costs_nothing(digits):
 
 
 def test_training_at_a_terminal_shows_a_bar(digits):
-    code, seen = in_a_terminal("train", digits, "--steps", 30, *TRAIN)
+    code, seen = in_a_terminal("train", digits, "--steps", 30, "--sample-every", 30, *TRAIN)
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     for shown in ("30/30", "loss", "images/s", "ETA"):

@@ -126,8 +126,9 @@ def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
     assert rehearsal.total_memory(torch.device("cpu")) == total
 
 
-def test_dry_run(cli, digits, tmp_path):
+def test_dry_run(cli, digits, tmp_path, monkeypatch):
     """It says what would be, and writes nothing."""
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.1)
     options = ("--size", 8, "--batch-size", 4, "--steps", 40, "--precision", "fp32")
     code, out, err = cli("train", digits, "--dry-run", *options)
     assert code == 0, err
