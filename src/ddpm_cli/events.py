@@ -62,10 +62,12 @@ class Previewed:
 
 @dataclass(frozen=True)
 class NotSaved:
-    """Something could not be written, for want of space or of a disk; training goes on, and tries again."""
+    """Something could not be written, for want of space or of a disk. goes_on: whether the training does, and tries
+    again; or an error ends it, whose last checkpoint this was."""
 
     step: int
     reason: str
+    goes_on: bool = True
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class Saver:
         self._work.start(lambda: self._write(snapshot))
 
     def _write(self, snapshot: Checkpoint) -> Path:
+        if not all(bool(value.isfinite().all()) for value in (*snapshot.raw.values(), *snapshot.ema.values())):
+            # Of finite gradients, with a rate beyond all measure: the loss would show it in the next step only.
+            raise TrainingError(f"the weights are not finite at step {snapshot.step}", "Try a smaller --lr.")
         return checkpoint.save_checkpoint(self._run, self._config, snapshot, self._recipe(snapshot.step))
 
     def _recipe(self, step: int) -> dict[str, Any]:

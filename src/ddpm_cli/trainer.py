@@ -324,7 +324,7 @@ class Trainer:
             else:
                 yield from self.saver.outcome(wait=True)
         except Exception as error:  # the one that ends the run is said
-            yield NotSaved(self.step, str(error))
+            yield NotSaved(self.step, str(error), goes_on=False)
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw a preview, note its colours, and show it on the card of the checkpoint of this step if there is one."""

@@ -228,7 +228,8 @@ def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
                 case NotSaved():
-                    console.warn(f"step {event.step} could not be saved: {event.reason}; training goes on")
+                    goes_on = "; training goes on" if event.goes_on else ""
+                    console.warn(f"step {event.step} could not be saved: {event.reason}{goes_on}")
                 case Previewed():
                     drawing = None
                     colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
