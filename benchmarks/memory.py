@@ -21,8 +21,8 @@ PACK = """
 import sys
 from pathlib import Path
 from ddpm_cli.config import DataConfig
-from ddpm_cli.dataset import open_pack
-from ddpm_cli.sources import open_source
+from ddpm_cli.data.pack import open_pack
+from ddpm_cli.data.sources import open_source
 images, size, cache = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 open_pack(open_source(images, cache), DataConfig(images=images, size=size, channels=3), cache)
 """

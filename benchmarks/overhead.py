@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from ddpm_cli import device as machine
-from ddpm_cli import trainer as module
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
-from ddpm_cli.dataset import open_pack
-from ddpm_cli.metrics import Window
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.sources import open_source
-from ddpm_cli.trainer import Trainer
+from ddpm_cli.data.pack import open_pack
+from ddpm_cli.data.sources import open_source
+from ddpm_cli.training import trainer as module
+from ddpm_cli.training.metrics import Window
+from ddpm_cli.training.presets import PRESETS
+from ddpm_cli.training.trainer import Trainer
 
 EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
 MODEL = ("network", "norm of the gradient", "Adam")

@@ -25,12 +25,12 @@ from diffusers.training_utils import EMAModel
 
 from ddpm_cli import device as machine
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
-from ddpm_cli.dataset import open_pack
-from ddpm_cli.model import DDPM
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.sources import open_source
-from ddpm_cli.trainer import Trainer
-from ddpm_cli.unet import UNet
+from ddpm_cli.data.pack import open_pack
+from ddpm_cli.data.sources import open_source
+from ddpm_cli.models.ddpm import DDPM
+from ddpm_cli.nn.unet import UNet
+from ddpm_cli.training.presets import PRESETS
+from ddpm_cli.training.trainer import Trainer
 
 EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
 

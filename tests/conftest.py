@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ import torch
 from PIL import Image
 
 import hub_server  # noqa: F401  before anything that imports huggingface_hub: it says where the Hub is
-from ddpm_cli import checkpoint
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.files import new_directory
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.unet import UNet
+from ddpm_cli.models import pipeline
+from ddpm_cli.nn.unet import UNet
+from ddpm_cli.training.presets import PRESETS
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits.zip"
-EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "examples" / "digits.zip"
+EMOJI = ROOT / "examples" / "emoji.zip"
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -43,7 +45,7 @@ def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | Non
     unet = UNet(config)
     randomize(unet)
     with new_directory(folder) as partial:
-        checkpoint.save_model(partial, unet.state_dict(), config, schedule or ScheduleConfig(num_train_timesteps=20))
+        pipeline.save_model(partial, unet.state_dict(), config, schedule or ScheduleConfig(num_train_timesteps=20))
     return folder
 
 
@@ -152,6 +154,22 @@ def torchrun():
         if process.poll() is None:
             kill_all(process)
         process.communicate()
+
+
+def in_a_terminal(*args: object) -> tuple[int, str]:
+    """Run ddpm with a terminal for stdin, stdout and stderr; returns its exit code and what the terminal saw."""
+    main, other = pty.openpty()
+    command = [sys.executable, "-m", "ddpm_cli", *map(str, args)]
+    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=os.environ | {"TERM": "xterm"})
+    os.close(other)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(main, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(main)
+    return process.wait(60), seen.decode()
 
 
 def heed_signals() -> None:

@@ -15,7 +15,6 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from ddpm_cli.errors import ModelError
 
 __all__ = [
-    "HUB_NAME",
     "DataConfig",
     "RunConfig",
     "ScheduleConfig",
@@ -25,9 +24,6 @@ __all__ = [
 
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
-
-# org/name on the Hugging Face Hub: letters, digits and _, and in between . and -; so never .. or a leading dot.
-HUB_NAME = r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?"
 
 # What some settings were called in the first releases of diffusers, in 2022.
 _OLD_UNET_KEYS = {

@@ -29,7 +29,7 @@ from ddpm_cli.errors import DDPMError, ElsewhereError, LostProcessError, UsageEr
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
-__all__ = ["World", "gone", "hushed", "joined", "lost", "restarted_in", "sign"]
+__all__ = ["World", "is_lost", "lost_process", "no_sync", "process_group", "restarted_in", "sign"]
 
 _PATIENCE = timedelta(days=7)  # torchrun finds out who died, and ends the others
 _MEETING = timedelta(minutes=15)  # for all processes to start
@@ -69,10 +69,10 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    talk: ProcessGroup | None = None  # the group of their CPUs
+    cpu_group: ProcessGroup | None = None  # the group of their CPUs
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
@@ -97,7 +97,7 @@ class World:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def together(self, work: Callable[[], _Result]) -> _Result:
+    def on_all(self, work: Callable[[], _Result]) -> _Result:
         """Do something in every process. If it fails in some, the first raises that, the others ElsewhereError."""
         if self.size == 1:
             return work()
@@ -107,7 +107,7 @@ class World:
         except (Exception, KeyboardInterrupt) as failed:
             error = failed
         code = None if error is None else error.exit_code if isinstance(error, DDPMError) else 1
-        codes = self.gather(code)
+        codes = self.all_gather(code)
         failed_first = next(((rank, code) for rank, code in enumerate(codes) if code is not None), None)
         if failed_first is None:
             return cast(_Result, result)
@@ -116,22 +116,22 @@ class World:
             raise error
         raise ElsewhereError(exit_code)
 
-    def said_once(self, error: DDPMError) -> DDPMError:
+    def reported_once(self, error: DDPMError) -> DDPMError:
         """What to raise where all processes come to the same error: the one that leads says it for all."""
-        return error if self.leads else ElsewhereError(error.exit_code)
+        return error if self.is_main else ElsewhereError(error.exit_code)
 
-    def lead(self, work: Callable[[], _Result]) -> _Result:
+    def on_main(self, work: Callable[[], _Result]) -> _Result:
         """Do something in the process that leads, and give what it returned (which must pickle) to all."""
-        result = self.together(lambda: work() if self.leads else None)
-        return cast(_Result, self.gather(result)[0])
+        result = self.on_all(lambda: work() if self.is_main else None)
+        return cast(_Result, self.all_gather(result)[0])
 
-    def gather(self, value: _Result) -> list[_Result]:
+    def all_gather(self, value: _Result) -> list[_Result]:
         """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         with _asking():
-            torch.distributed.all_gather_object(values, value, group=self.talk)
+            torch.distributed.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -140,35 +140,35 @@ class World:
             return flags
         raised = torch.tensor(flags, dtype=torch.uint8)
         with _asking():
-            torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX, group=self.talk)
+            torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX, group=self.cpu_group)
         return tuple(bool(flag) for flag in raised.tolist())
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         self.any(False)
 
-    def total(self, values: Tensor) -> Tensor:
+    def reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:
             with _asking():
                 torch.distributed.all_reduce(values)
         return values
 
-    def smallest(self, values: Tensor) -> Tensor:
+    def reduce_min(self, values: Tensor) -> Tensor:
         """The smallest of each element over all processes, in place."""
         if self.size > 1:
             with _asking():
                 torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN)
         return values
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give the tensors of the process that leads to all, in place."""
         if self.size > 1:
             with _asking(), torch.no_grad():
                 for tensor in tensors:
                     torch.distributed.broadcast(tensor, 0)
 
-    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+    def data_parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
         """A network whose gradients are the means over all processes: the module itself if there is one process."""
         if self.size == 1:
             return module
@@ -185,12 +185,12 @@ def _asking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not lost(error):
+        if not is_lost(error):
             raise
-        raise gone(error) from error
+        raise lost_process(error) from error
 
 
-def gone(error: RuntimeError) -> LostProcessError:
+def lost_process(error: RuntimeError) -> LostProcessError:
     """What the processes say that are left, or that cannot reach one another."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return LostProcessError(
@@ -199,19 +199,19 @@ def gone(error: RuntimeError) -> LostProcessError:
     )
 
 
-def lost(error: RuntimeError) -> bool:
+def is_lost(error: RuntimeError) -> bool:
     """Whether an operation between processes failed because one of them is gone."""
     words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 
-def hushed(module: nn.Module) -> Any:
+def no_sync(module: nn.Module) -> Any:
     """A context in which gradients are kept to their process, for all but the last part of a batch."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def process_group() -> Iterator[World]:
     """Join the processes that torchrun started with this one, if it did."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "LOCAL_RANK" not in os.environ:
@@ -226,8 +226,8 @@ def joined() -> Iterator[World]:
             torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
         else:  # another launcher, which does not start processes again
             torch.distributed.init_process_group(backend)
-        talk = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    yield World(rank, size, local_rank, cast("ProcessGroup", talk))
+        cpu_group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    yield World(rank, size, local_rank, cast("ProcessGroup", cpu_group))
     torch.distributed.destroy_process_group()  # not after an error: it might wait for processes that wait for this one
 
 

@@ -1,4 +1,7 @@
-"""The one place that prints: results to stdout, everything else to stderr."""
+"""The one place that prints: results to stdout, everything else to stderr.
+
+Names and settings come from files that anybody may have written, so nothing is printed before `safe` has seen it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ddpm_cli.text import safe
 
 __all__ = ["Console", "aligned", "print_error"]
 
@@ -61,10 +66,10 @@ def print_error(message: str, hint: str | None = None) -> None:
     """`Error: …` and `Hint: …`, on stderr, with --quiet too."""
     console = _stderr()
     console.print("Error:", style="bold red", end=" ")
-    console.print(message)
+    console.print(safe(message))
     if hint:
         console.print("Hint:", style="bold", end=" ")
-        console.print(hint)
+        console.print(safe(hint))
 
 
 def aligned(rows: Mapping[str, str]) -> list[str]:
@@ -86,7 +91,7 @@ class Console:
 
     def note(self, text: str = "", style: str | None = None) -> None:
         if not self.quiet:
-            self._err.print(text, style=style)
+            self._err.print(safe(text), style=style)
 
     def warn(self, text: str) -> None:
         self.note(f"Note: {text}", style="yellow")
@@ -100,7 +105,7 @@ class Console:
         """The one line on stdout: `text`, or the fields as JSON."""
         if self.as_json:
             text = json.dumps({"schema": _SCHEMA, "command": self.command, **fields})
-        print(text, flush=True)
+        print(safe(text), flush=True)
 
     @contextmanager
     def bar(self, what: str, total: int | None, eta: bool = True) -> Iterator[Callable[..., None]]:
@@ -139,4 +144,11 @@ class Console:
         )
         with bar:
             task = bar.add_task("", total=total, what=what, status="")
-            yield lambda completed, **values: bar.update(task, completed=completed, **values)
+
+            def update(completed: int, **values: Any) -> None:
+                shown: dict[str, Any] = {
+                    key: safe(value) if isinstance(value, str) else value for key, value in values.items()
+                }
+                bar.update(task, completed=completed, **shown)
+
+            yield update

@@ -76,14 +76,14 @@ def convert(
     What the weights show need not be said, and is checked if it is.
     """
     console = Console("convert", as_json, quiet)
-    from ddpm_cli import checkpoint
-    from ddpm_cli.about import facts, words
-    from ddpm_cli.convert import Flags
-    from ddpm_cli.convert import convert as convert_file
     from ddpm_cli.files import new_directory
+    from ddpm_cli.models import pipeline
+    from ddpm_cli.models.convert import Flags
+    from ddpm_cli.models.convert import convert as convert_file
+    from ddpm_cli.models.facts import facts, words
 
     if output.exists():
-        is_model = checkpoint.is_only_a_model(output)
+        is_model = pipeline.is_only_a_model(output)
         if not is_model or (any(output.iterdir()) and not force):
             raise DDPMError(f"-o {output}: exists", f"Name another folder{', or use --force' if is_model else ''}.")
     flags = Flags(
@@ -108,7 +108,7 @@ def convert(
         message = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
         raise ModelError(message, error.hint) from None
     with new_directory(output) as partial:
-        checkpoint.save_model(partial, converted.weights, converted.unet, converted.schedule)
+        pipeline.save_model(partial, converted.weights, converted.unet, converted.schedule)
     model = facts(converted.unet, converted.schedule)
     console.note(f"{file}: weights of {converted.origin}")
     console.table(words(model))

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
-from ddpm_cli.presets import PRESETS
+from ddpm_cli.text import in_bytes
+from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
-    from ddpm_cli.events import Event
-    from ddpm_cli.rehearsal import Rehearsal
-    from ddpm_cli.trainer import Trainer
+    from ddpm_cli.training.events import Event
+    from ddpm_cli.training.rehearsal import Rehearsal
+    from ddpm_cli.training.run import Run
+    from ddpm_cli.training.trainer import Trainer
 
 __all__ = ["finish", "follow", "header", "show_plan"]
 
@@ -32,29 +34,30 @@ _NAMED = 5  # files that are named where more were left out
 _ONE_SIGNAL = 1.0  # seconds: a batch system signals the launcher and its processes, and these get it twice
 
 
-def header(console: Console, images: str, trainer: Trainer, machine: str) -> None:
+def header(console: Console, run: Run, machine: str) -> None:
     """Say what will be trained, on what, and how."""
-    run, pack = trainer.run, trainer.pack
+    trainer, folder = run.trainer, run.folder
+    pack = trainer.pack
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
-    console.note(f"ddpm {__version__}: {doing}, run {run}", style="bold")
-    rows = {"images": f"{len(pack)} in {images}, {len(pack.left_out)} left out"}
+    console.note(f"ddpm {__version__}: {doing}, run {folder}", style="bold")
+    rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out"}
     console.table(rows | _plan(trainer, machine))
     if not trainer.step:  # what was said when it began
         for name, reason in pack.left_out[:_NAMED]:
             console.warn(f"left out {name}: {reason}")
         if len(pack.left_out) > _NAMED:
-            console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {run / 'left_out.txt'}")
+            console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {folder / 'left_out.txt'}")
         if len(pack) < _FEW_IMAGES:
             console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
     need, free, place = _disk(trainer)
     if need > free:
-        console.warn(f"{place} has {_size(free)} free, and the checkpoints need {_size(need)}")
+        console.warn(f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}")
     console.note("  Ctrl-C saves and stops")
 
 
 def _disk(trainer: Trainer) -> tuple[int, int, Path]:
     """Bytes that the checkpoints of a run need beside those that are there, that are free, and where."""
-    from ddpm_cli.checkpoint import checkpoints
+    from ddpm_cli.models.runs import checkpoints
 
     run = trainer.run
     missing = max(
@@ -84,28 +87,29 @@ def _parameters(trainer: Trainer) -> int:
     return sum(parameter.numel() for parameter in trainer.parameters)
 
 
-def show_plan(console: Console, images: str, trainer: Trainer, machine: str, start: int, found: Rehearsal) -> None:
-    """The result of --dry-run: what would be trained, what it needs, and how long it takes from step `start` on."""
-    from ddpm_cli.rehearsal import total_memory
+def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
+    """The result of --dry-run: what would be trained, what it needs, and how long it takes."""
+    from ddpm_cli.training.rehearsal import total_memory
 
-    run, train, pack = trainer.run, trainer.config.train, trainer.pack
+    trainer, folder, start = run.trainer, run.folder, found.first_step
+    train, pack = run.config.train, trainer.pack
     memory, each = total_memory(trainer.device), " in each process" if trainer.world.size > 1 else ""
     need, free, place = _disk(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
     seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
     rows = {
-        "run": f"{run}{f', from step {start} on' if start else ''}",
-        "images": f"{len(pack)} in {images}, not decoded yet",
+        "run": f"{folder}{f', from step {start} on' if start else ''}",
+        "images": f"{len(pack)} in {_named(run)}, not decoded yet",
         **_plan(trainer, machine),
-        "memory": f"{_size(found.memory)}{f' of {_size(memory)}' if memory else ''}{each}",
+        "memory": f"{in_bytes(found.memory)}{f' of {in_bytes(memory)}' if memory else ''}{each}",
         "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",
         "time": seconds,
-        "disk": f"{_size(need)} for checkpoints of {_size(trainer.checkpoint_bytes)}, {_size(free)} free in {place}"
-        f"{', which is too little' if need > free else ''}; {_size(pixels)} of decoded images in the cache",
+        "disk": f"{in_bytes(need)} for checkpoints of {in_bytes(trainer.checkpoint_bytes)}, {in_bytes(free)} free in "
+        f"{place}{', which is too little' if need > free else ''}; {in_bytes(pixels)} of decoded images in the cache",
     }
     fields = {
-        "run": str(run),
+        "run": str(folder),
         "start": start,
         "images": len(pack),
         "config": trainer.config.to_dict(),
@@ -121,9 +125,10 @@ def show_plan(console: Console, images: str, trainer: Trainer, machine: str, sta
     console.result("\n".join(aligned(rows)), **fields)
 
 
-def _size(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def _named(run: Run) -> str:
+    """The images as they were named, in words."""
+    first, *rest = run.images
+    return f"{first} and {len(rest)} more" if rest else first
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:
@@ -165,7 +170,7 @@ def _stop_signals() -> Iterator[list[int]]:
 @contextmanager
 def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callable[[Event], None]]:
     """Gives what shows an event in TensorBoard, as long as that can be written: it is no reason to end a run."""
-    from ddpm_cli.board import Board
+    from ddpm_cli.training.tensorboard import Board
 
     board: Board | None = None
 
@@ -185,18 +190,19 @@ def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callabl
         if board:
             board.add(event)
 
-    if wanted and trainer.world.leads:
+    if wanted and trainer.world.is_main:
         attempt(begin)
     yield lambda event: attempt(lambda: show(event))
     if board:
         attempt(board.close)
 
 
-def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float | None, int | None]:
+def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None, int | None]:
     """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
-    from ddpm_cli.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
+    from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 
-    total = trainer.config.train.steps
+    trainer = run.trainer
+    total = run.config.train.steps
     loss: float | None = None
     estimated = False
     drawing: int | None = None  # the step whose samples are being drawn
@@ -205,7 +211,7 @@ def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float
     show_on_board = _board(console, trainer, tensorboard)
     with _stop_signals() as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
         update(trainer.step)
-        for event in trainer.events(lambda: bool(caught)):
+        for event in run.events(lambda: bool(caught)):
             show(event)
             match event:
                 case Progress():
@@ -238,7 +244,7 @@ def follow(console: Console, trainer: Trainer, tensorboard: bool) -> tuple[float
                     console.warn(f"the samples of step {drawing} were left out, to stop soon")
                 case Logged() | Finished():
                     pass
-        return loss, max(trainer.world.gather(caught[0] if caught else 0)) or None
+        return loss, max(trainer.world.all_gather(caught[0] if caught else 0)) or None
 
 
 def _colour(means: list[float]) -> str:
@@ -261,17 +267,18 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def finish(console: Console, images: str, trainer: Trainer, loss: float | None, stopped_by: int | None) -> int:
+def finish(console: Console, run: Run, loss: float | None, stopped_by: int | None) -> int:
     """Say how a run ended, and what can be done next. Returns the exit code."""
-    run, total = trainer.run, trainer.config.train.steps
+    trainer, total = run.trainer, run.config.train.steps
+    folder = quote(str(run.folder))
     if trainer.step < total:
-        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run}")
-        command = f"ddpm train {quote(images)} -o {quote(str(run))}"
+        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run.folder}")
+        command = f"ddpm train {' '.join(map(quote, run.images))} -o {folder}"
         again = "the same command, and" if trainer.world.size > 1 else command  # which says how many processes
         console.note(f"go on with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
-    now = f"ddpm sample -m {quote(str(run))} -o grid.png"
+    now = f"ddpm sample -m {folder} -o grid.png"
     console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Now: {now}")
-    if trainer.world.leads:
-        console.result(str(run), run=str(run), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
+    if trainer.world.is_main:
+        console.result(str(run.folder), run=str(run.folder), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
     return 0

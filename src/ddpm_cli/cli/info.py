@@ -30,16 +30,20 @@ def info(
     Its weights are read and checked where they are on this machine; from the Hub only the configuration is fetched.
     """
     console = Console("info", as_json, quiet)
-    from ddpm_cli import about, hub
-    from ddpm_cli.pretrained import load_model, read_configs
+    from ddpm_cli.models import hub
+    from ddpm_cli.models.card import read_card
+    from ddpm_cli.models.facts import facts, words
+    from ddpm_cli.models.pretrained import read_configs, read_model
+    from ddpm_cli.models.recipe import read_recipe, recipe_in_words
 
     located = hub.resolve(model or address, quiet=not console.live, weights=False)
     unet, schedule = read_configs(located.folder, located.files)
     here = bool(located.weights) and all(path.is_file() for path in located.weights)
     if here:
-        load_model(located.folder, located.files)
-    facts = about.facts(unet, schedule)
-    recipe, card = about.trained(located.folder)
+        read_model(located.folder, located.files)
+    model_facts = facts(unet, schedule)
+    recipe = read_recipe(located.folder)
+    card = {} if recipe else read_card(located.folder)
     weights = [name.rpartition("/")[2] for name in located.files.weights]
     fields: dict[str, Any] = {
         "model": located.origin,
@@ -48,11 +52,11 @@ def info(
         "weight_bytes": located.weight_bytes,
     }
     if as_json:
-        console.result("", **fields, **facts, trained=recipe or card or None)
+        console.result("", **fields, **model_facts, trained=recipe or card or None)
         return
     some = [*(weights if len(weights) == 1 else [f"{len(weights)} shards"]), f"{located.weight_bytes / 1e6:.1f} MB"]
     said_of_them = [*(some if weights else []), *([] if here else ["not downloaded, so not checked"])]
-    rows = {"model": located.origin} | about.words(facts) | {"weights": ", ".join(said_of_them)}
-    said = about.recipe_in_words(recipe) if recipe else card
+    rows = {"model": located.origin} | words(model_facts) | {"weights": ", ".join(said_of_them)}
+    said = recipe_in_words(recipe) if recipe else card
     rows |= {key: value for key, value in said.items() if key not in rows}
     console.result("\n".join(aligned(rows)))

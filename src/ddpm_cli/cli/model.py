@@ -9,23 +9,23 @@ from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed import World
-    from ddpm_cli.hub import Located
-    from ddpm_cli.model import DDPM
+    from ddpm_cli.models.ddpm import DDPM
+    from ddpm_cli.models.hub import Located
 
-__all__ = ["check_steps", "load_model"]
+__all__ = ["check_steps", "open_model"]
 
 
-def load_model(
+def open_model(
     console: Console, address: str | None, device: str, precision: str, weights: str, world: World | None = None
 ) -> DDPM:
     """Find and load a model, and say which one and where it runs.
 
     world: processes that all need it. They get the one that the first of them finds.
     """
-    from ddpm_cli import hub
     from ddpm_cli.device import describe
     from ddpm_cli.distributed import World
-    from ddpm_cli.model import DDPM
+    from ddpm_cli.models import hub
+    from ddpm_cli.models.ddpm import DDPM
 
     world = world or World()
 
@@ -34,14 +34,14 @@ def load_model(
             raise UsageError(f"--weights {weights} is neither ema nor raw")
         return hub.resolve(address, quiet=not console.live)
 
-    located = world.lead(find)
+    located = world.on_main(find)
 
     def load() -> DDPM:
         # On another machine the Hub's cache is another one.
         here = located if located.folder.is_dir() else hub.resolve(located.address)
         return DDPM.load(here, str(world.pick_device(device)), precision, weights)
 
-    model = world.together(load)
+    model = world.on_all(load)
     channels, height, width = model.shape
     console.note(
         f"model {located.origin} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "

@@ -57,9 +57,9 @@ def noise(
 
     import torch
 
-    from ddpm_cli import images
-    from ddpm_cli.device import ImageNoise
-    from ddpm_cli.noised import Noised
+    from ddpm_cli.data import images, pictures
+    from ddpm_cli.diffusion.noised_image import Noised
+    from ddpm_cli.rng import ImageNoise
 
     images.check_background(background)
     data, called = read_input(image)
@@ -79,11 +79,11 @@ def noise(
     if form == "safetensors":
         result = made[0].to_bytes()
     else:
-        pictures = [images.to_uint8(noised.x_t) for noised in made]
+        tiles = [images.to_uint8(noised.x_t) for noised in made]
         sheet = (
-            images.to_pil(pictures[0][0])
+            images.to_pil(tiles[0][0])
             if len(ts) == 1
-            else images.strip([torch.cat(pictures)], [f"t={step}" for step in ts])
+            else pictures.strip([torch.cat(tiles)], [f"t={step}" for step in ts])
         )
-        result = images.picture_bytes(sheet, target.suffix)
+        result = pictures.picture_bytes(sheet, target.suffix)
     deliver(target, result, console, t=ts, seed=seed, size=[width, height], format=form)

@@ -34,13 +34,13 @@ def plot(
     """Draw a run's loss, gradient norm, learning rate and speed, as a picture and as text in the terminal."""
     console = Console("plot", as_json, quiet)
     run = run or _newest(Path("runs"))
-    from ddpm_cli import plot as curves
+    from ddpm_cli.training import curves
 
     lines = curves.read_metrics(run)
     # A run's own plot is there to be drawn again; a file that somebody named is not.
     target = pick_target(output, str(run / "plot.png"), _SUFFIXES, console, force or output is None)
     charts = curves.charts(lines)
-    from ddpm_cli.images import picture_bytes
+    from ddpm_cli.data.pictures import picture_bytes
 
     if console.live:
         columns = max(20, min(console.width - 12, 100))
@@ -52,7 +52,8 @@ def plot(
 
 
 def _newest(runs: Path) -> Path:
-    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/metrics.jsonl")]
-    if not found:
-        raise DataError(f"no run given, and none under {runs}/", "ddpm plot RUN")
-    return max(found)[1]
+    from ddpm_cli.models.runs import newest_run
+
+    if run := newest_run(runs, lambda run: run / "metrics.jsonl"):
+        return run
+    raise DataError(f"no run given, and none under {runs}/", "ddpm plot RUN")

@@ -11,8 +11,9 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.config import HUB_NAME
 from ddpm_cli.errors import ModelError, UsageError
+from ddpm_cli.hub_address import NAME
+from ddpm_cli.text import in_bytes
 
 __all__ = ["push"]
 
@@ -39,15 +40,15 @@ def push(
     Shows what it will send and where, and asks first. Uses the login of `hf auth login`, or HF_TOKEN.
     """
     console = Console("push", as_json, quiet)
-    if not re.fullmatch(HUB_NAME, repository):
+    if not re.fullmatch(NAME, repository):
         raise UsageError(f"{repository}: not a name on the Hub", "Write org/name, or your user name for org.")
     if not Path(model).expanduser().exists():
         raise ModelError(f"{model}: no such file or directory", "Give a run or a model directory on this machine.")
     if not yes and (quiet or not sys.stdin.isatty()):
         raise UsageError("--yes is needed where nobody can be asked, or is told what is sent")
 
-    from ddpm_cli import hub, publish
-    from ddpm_cli.about import CARD
+    from ddpm_cli.models import hub, publish
+    from ddpm_cli.models.card import CARD
 
     located = hub.resolve(model)
     with publish.contents(located, repository) as files:
@@ -62,7 +63,9 @@ def push(
             state += ", unless its owner has set otherwise"
         console.note(f"{located.origin} -> {repository} ({state}, {'is there already' if remote.exists else 'new'})")
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
-        console.table({name: _size(size) for name, size in sizes.items()} | {"in all": _size(sum(sizes.values()))})
+        console.table(
+            {name: in_bytes(size) for name, size in sizes.items()} | {"in all": in_bytes(sum(sizes.values()))}
+        )
         if CARD in remote.files and not force:
             console.note(f"  the {CARD} that is there stays (--force replaces it)")
         if others := sorted(remote.files - files.keys() - {CARD, ".gitattributes"}):
@@ -73,7 +76,3 @@ def push(
         message = message or f"{located.folder.resolve().name} from ddpm"
         url, commit = publish.send(repository, files, private, message, quiet=not console.live)
     console.result(url, url=url, commit=commit, files=sizes)
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

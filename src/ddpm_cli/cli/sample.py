@@ -11,7 +11,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import check_steps, load_model
+from ddpm_cli.cli.model import check_steps, open_model
 from ddpm_cli.cli.output import Target, deliver, pick_target
 from ddpm_cli.errors import UsageError
 
@@ -52,11 +52,11 @@ def sample(
 
     Image number i of a seed is always the same image, however many are drawn and in whatever batches.
     """
-    from ddpm_cli.distributed import joined
-    from ddpm_cli.gallery import RECORD, opened
+    from ddpm_cli.distributed import process_group
+    from ddpm_cli.models.sample_folder import RECORD, opened
 
-    with ExitStack() as held, joined() as world:
-        console = Console("sample", as_json, quiet or not world.leads)
+    with ExitStack() as held, process_group() as world:
+        console = Console("sample", as_json, quiet or not world.is_main)
 
         def place() -> Target:
             found = pick_target(output, "samples.png", _SUFFIXES, console, force, folders=True, goes_on=RECORD)
@@ -64,9 +64,9 @@ def sample(
                 raise UsageError(f"{world.size} processes fill a folder, and no file", "Use -o DIR/.")
             return found
 
-        target = world.lead(place)
-        ddpm = load_model(console, model, device, precision, weights, world)
-        taken = len(world.lead(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1)))
+        target = world.on_main(place)
+        ddpm = open_model(console, model, device, precision, weights, world)
+        taken = len(world.on_main(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1)))
         if taken < ddpm.schedule.T and ddpm.schedule_config.variance_type == "fixed_large":
             console.note("fewer steps than the model was trained with: using the small variance, beta~_t")
 
@@ -84,7 +84,7 @@ def sample(
                 console.note(f"{n - len(missing)} of {n} images are there already")
             return missing
 
-        left = world.lead(todo)
+        left = world.on_main(todo)
         rows = world.rows(len(left))
         mine = left[rows.start : rows.stop]
         started = time.perf_counter()
@@ -98,31 +98,31 @@ def sample(
 
             batches = ddpm.sample_batches(mine, seed, steps, batch_size, progress)
             data = _draw(target, mine, batches)
-        world.wait()
+        world.barrier()
         seconds = round(time.perf_counter() - started, 3)
         fields = {"n": n, "seed": seed, "steps": taken, "seconds": seconds}
         console.note(f"{len(left)} images in {seconds:.1f} s")
         if data is not None:
             deliver(target, data, console, **fields)
-        elif world.leads:
+        elif world.is_main:
             console.result(str(target.path), output=str(target.path), drawn=len(left), **fields)
 
 
 def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> bytes | None:
     """Draw the images into a folder, or into the bytes of a file."""
-    from ddpm_cli import images
+    from ddpm_cli.data import images, pictures
     from ddpm_cli.files import write_file
-    from ddpm_cli.gallery import image_name
+    from ddpm_cli.models.sample_folder import image_name
 
     if target.folder:
         assert target.path is not None
         rest = iter(numbers)
         for batch in batches:
             for image, i in zip(batch, rest, strict=False):  # in this order: a batch that ends takes no number
-                write_file(target.path / image_name(i), images.picture_bytes(images.to_pil(image)))
+                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)))
         return None
     if target.suffix == ".npz":
-        return images.npz_bytes(batches, len(numbers))
+        return pictures.npz_bytes(batches, len(numbers))
     import torch
 
-    return images.picture_bytes(images.grid(torch.cat(list(batches))), target.suffix)
+    return pictures.picture_bytes(pictures.grid(torch.cat(list(batches))), target.suffix)

@@ -8,15 +8,15 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import check_steps, load_model
+from ddpm_cli.cli.model import check_steps, open_model
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddpm_cli.model import DDPM
-    from ddpm_cli.noised import Noised
+    from ddpm_cli.diffusion.noised_image import Noised
+    from ddpm_cli.models.ddpm import DDPM
 
 __all__ = ["denoise_trace"]
 
@@ -72,12 +72,12 @@ def denoise_trace(
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
     source = None if image is None else read_input(image)
 
-    from ddpm_cli import images
-    from ddpm_cli.device import ImageNoise
-    from ddpm_cli.noised import from_paper, to_paper
+    from ddpm_cli.data import images, pictures
+    from ddpm_cli.diffusion.noised_image import from_paper, to_paper
+    from ddpm_cli.rng import ImageNoise
 
     images.check_background(background)
-    ddpm = load_model(console, model, device, precision, weights)
+    ddpm = open_model(console, model, device, precision, weights)
     T = ddpm.schedule.T
     if t is not None and t > T:
         raise UsageError(f"--t {t}: this model's steps end at {T}, which is noise")
@@ -91,12 +91,12 @@ def denoise_trace(
         start, x_t = noised.t, noised.x_t
     taken = check_steps(ddpm, steps, from_paper(start))
 
-    animated = target.suffix in images.ANIMATION_SUFFIXES
+    animated = target.suffix in pictures.ANIMATION_SUFFIXES
     count = min(frames or (50 if animated else 10), len(taken) + 1)
     wanted = {round(i * len(taken) / (count - 1)) for i in range(count)}
     kept: list[tuple[int, Tensor, Tensor]] = []
     with console.bar("denoising", len(taken)) as update:
-        for i, step in enumerate(ddpm.sample_loop(x_t, steps, start=from_paper(start), noise=noise)):
+        for i, step in enumerate(ddpm.sample_loop(x_t, steps=steps, start=from_paper(start), noise=noise)):
             if i in wanted:
                 kept.append((to_paper(step.t), images.to_uint8(step.x_t).cpu(), images.to_uint8(step.x_0).cpu()))
             update(i)
@@ -111,9 +111,9 @@ def denoise_trace(
 
 def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, background: str, console: Console) -> Noised:
     """Where to start from: a noised image as it was made, or an image noised now."""
-    from ddpm_cli import images
-    from ddpm_cli.device import ImageNoise
-    from ddpm_cli.noised import Noised
+    from ddpm_cli.data import images
+    from ddpm_cli.diffusion.noised_image import Noised
+    from ddpm_cli.rng import ImageNoise
 
     channels, size, _ = ddpm.shape
     if not Noised.looks_like(data):
@@ -126,7 +126,7 @@ def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, backgr
         raise UsageError(f"--t {t}: {name} was noised to t={noised.t}", "Leave --t out.")
     if noised.t == 0:
         raise UsageError(f"{name}: was noised to t=0, so there is nothing to denoise")
-    from ddpm_cli.schedule import make_betas
+    from ddpm_cli.diffusion.schedule import make_betas
 
     if not make_betas(noised.schedule).equal(make_betas(ddpm.schedule_config)):
         raise UsageError(
@@ -145,26 +145,26 @@ def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, backgr
 def _picture(kept: list[tuple[int, Tensor, Tensor]], show: str, suffix: str) -> bytes:
     import torch
 
-    from ddpm_cli import images
+    from ddpm_cli.data import pictures
 
     labels = [f"t={t}" for t, _, _ in kept]
     rows = {"x_t": [x_t for _, x_t, _ in kept], "x_0": [x_0 for _, _, x_0 in kept]}
     chosen = _ROWS[show]
-    if suffix in images.ANIMATION_SUFFIXES:
+    if suffix in pictures.ANIMATION_SUFFIXES:
         pairs = zip(labels, *(rows[row] for row in chosen), strict=True)
-        return images.animate(
-            [images.strip([torch.cat(tiles)], [label, *chosen[1:]]) for label, *tiles in pairs], suffix
+        return pictures.animate(
+            [pictures.strip([torch.cat(tiles)], [label, *chosen[1:]]) for label, *tiles in pairs], suffix
         )
-    return images.picture_bytes(images.strip([torch.cat(rows[row]) for row in chosen], labels, chosen), suffix)
+    return pictures.picture_bytes(pictures.strip([torch.cat(rows[row]) for row in chosen], labels, chosen), suffix)
 
 
 def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: str) -> None:
-    from ddpm_cli import images
+    from ddpm_cli.data import images, pictures
     from ddpm_cli.files import write_file
 
     assert target.path is not None
     for i, (t, x_t, x_0) in enumerate(kept):
         for row, tile in (("x_t", x_t), ("x_0", x_0)):
             if row in _ROWS[show]:
-                data = images.picture_bytes(images.to_pil(tile[0]))
+                data = pictures.picture_bytes(images.to_pil(tile[0]))
                 write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)

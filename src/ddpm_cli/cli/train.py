@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,22 +10,11 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.follow import finish, follow, header, show_plan
-from ddpm_cli.cli.run import (
-    Beginning,
-    Job,
-    begun,
-    blank_pack,
-    go_on,
-    open_packs,
-    prepare,
-    report,
-    start_at,
-)
-from ddpm_cli.errors import UsageError
-from ddpm_cli.presets import PRESETS
+from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
-    from ddpm_cli.trainer import Trainer
+    from ddpm_cli.distributed import World
+    from ddpm_cli.training.run import Request
 
 __all__ = ["train"]
 
@@ -167,8 +153,7 @@ def train(
     Ctrl-C saves a checkpoint and stops; --resume goes on.
     Judge a run by the pictures in RUN/samples: the loss falls quickly to a few hundredths and then hardly moves.
     """
-    run = output or Path("runs") / _name(images)
-    wishes: dict[str, dict[str, Any]] = {
+    asked: dict[str, dict[str, Any]] = {
         "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
         "train": {
             "steps": steps,
@@ -182,81 +167,39 @@ def train(
             "keep_every": keep_every,
         },
     }
-    wishes = {part: {key: value for key, value in asked.items() if value is not None} for part, asked in wishes.items()}
+    data, settings = ({key: value for key, value in asked[part].items() if value is not None} for part in asked)
 
-    from ddpm_cli.distributed import joined
+    from ddpm_cli.distributed import process_group
+    from ddpm_cli.training.run import Request
 
-    with ExitStack() as held, joined() as world:
-        console = Console("train", as_json, quiet or not world.leads)
-        job = Job(images, run, wishes, preset, start_from, resume, force, strict, world, console, held)
-        code = _train(job, device, precision, tensorboard, dry_run)
+    request = Request([images], output, data, settings, preset, start_from, resume, force, strict)
+    with process_group() as world:
+        console = Console("train", as_json, quiet or not world.is_main)
+        code = _train(request, world, console, device, precision, tensorboard, dry_run)
     raise typer.Exit(code)  # only now: a run that was stopped is no error, and its processes part in order
 
 
-def _train(job: Job, device: str, precision: str, tensorboard: bool, dry_run: bool) -> int:
-    """What every process does. Whatever may fail is done together, or by the one that leads. Returns the exit code."""
-    from ddpm_cli.board import require_tensorboard
-    from ddpm_cli.device import describe, pick_dtype
-    from ddpm_cli.pretrained import load_model
-    from ddpm_cli.rehearsal import measure, rehearse
-    from ddpm_cli.trainer import Trainer
+def _train(
+    request: Request, world: World, console: Console, device: str, precision: str, tensorboard: bool, dry_run: bool
+) -> int:
+    """Open the run, show it and train it, in every process. Returns the exit code."""
+    from ddpm_cli.device import describe
+    from ddpm_cli.training.run import open_run
+    from ddpm_cli.training.tensorboard import require_tensorboard
 
-    world, console = job.world, job.console
-    where, dtype = world.together(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
-
-    def begin() -> Beginning:
-        _check(job.wishes)
-        if tensorboard:
-            require_tensorboard()
-        return begun(job, where)
-
-    config, resuming, base = world.lead(begin)
-    pack = blank_pack(job, config.data) if dry_run else open_packs(job, config.data)
-
-    def trainer_here() -> Trainer:
-        weights = load_model(base.folder, base.files)[0].state_dict() if base and world.leads else None
-        return Trainer(job.run, config, pack, where, dtype, weights, world)
-
-    trainer = world.together(trainer_here)
-    machine = describe(where, dtype)
-    if dry_run:
-        start = start_at(trainer, resuming)
-        with console.bar("trying it", None):
-            plan = measure(trainer)
-        if world.leads:
-            show_plan(console, job.images, trainer, machine, start, plan)
-        return 0
-    with console.bar("trying the largest step", None):
-        rehearse(trainer)
-
-    def get_ready() -> None:
-        if resuming:
-            go_on(job, trainer)
-        prepare(job, config, resuming)
-        report(job.run, pack)
-        header(console, job.images, trainer, machine)
-
-    world.lead(get_ready)
-    loss, stopped_by = follow(console, trainer, tensorboard)
-    return finish(console, job.images, trainer, loss, stopped_by)
-
-
-def _name(images: str) -> str:
-    """What a run on these images is called: their folder's name, a file's without its suffix, a data set's."""
-    if "://" in images:
-        from ddpm_cli.sources import parse_address
-
-        return parse_address(images)[0].rpartition("/")[2]
-    return re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz|txt|lst)$", "", Path(images).resolve().name, flags=re.I)
-
-
-def _check(wishes: dict[str, dict[str, Any]]) -> None:
-    """Raises UsageError on values that no run can have."""
-    if wishes["data"].get("fit", "crop") not in ("crop", "pad", "stretch"):
-        raise UsageError(f"--fit {wishes['data']['fit']} is not crop, pad or stretch")
-    if not 0 < wishes["train"].get("lr", 1.0) < math.inf:
-        raise UsageError(f"--lr {wishes['train']['lr']} is not a number above 0")
-    if "background" in wishes["data"]:
-        from ddpm_cli import images
-
-        images.check_background(wishes["data"]["background"])
+    if tensorboard:
+        world.on_main(lambda: require_tensorboard() and None)
+    with open_run(request, world, device, precision, dry_run, console.progress, console.warn) as run:
+        machine = describe(run.trainer.device, run.trainer.dtype)
+        if dry_run:
+            with console.bar("trying it", None):
+                plan = run.measure()
+            if world.is_main:
+                show_plan(console, run, machine, plan)
+            return 0
+        with console.bar("trying the largest step", None):
+            run.begin()
+        if world.is_main:
+            header(console, run, machine)
+        loss, stopped_by = follow(console, run, tensorboard)
+        return finish(console, run, loss, stopped_by)

@@ -1,0 +1,250 @@
+"""Training images: checked, decoded once into a pack of uint8 pixels on disk, gathered in batches.
+
+A pack is a folder in the cache, named after a hash of what was asked for: index.json, and shards of raw (C, H, W)
+images one after another. Each image of a batch is read from its place, so an epoch costs no decoding, memory does not
+grow with the images, and any batch of a run can be had again from its number alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_cli.config import DataConfig
+from ddpm_cli.data import images
+from ddpm_cli.data.sources.source import Source
+from ddpm_cli.data.survey import without_warnings
+from ddpm_cli.data.work import OnProgress, in_threads, silent
+from ddpm_cli.errors import DataError
+from ddpm_cli.files import lock, new_directory
+from ddpm_cli.text import printable
+
+__all__ = ["Pack", "open_pack"]
+
+_PACK_VERSION = 3
+_SHARD_BYTES = 2 * 2**30
+_BLOCK_BYTES = 2**18  # pixels that are written, and summed in 64 bits, at once
+_LARGE = 2**26  # pixels; more have few photographs
+
+
+class Pack:
+    """Decoded images on disk. Several processes may read one, and each image is read when it is asked for.
+
+    fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, 0..255. left_out: (file,
+    reason) of those that could not be decoded, printable. unread: the names of those that the disk did not give.
+    Raises OSError, ValueError, KeyError or TypeError if it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        self.folder = folder
+        self.fingerprint: str = index["pixels"]
+        self.mean: list[float] = [float(value) for value in index["mean"]]
+        self.unread: list[str] = index["unread"]
+        self.count: int = index["count"]
+        self.shape: tuple[int, int, int] = tuple(index["shape"])
+        self.left_out: list[tuple[str, str]] = [(name, reason) for name, reason in index["left_out"]]
+        self._per_shard: int = index["per_shard"]
+        self._size = _numel(self.shape)
+        self._shards: list[int] = []
+        weakref.finalize(self, _close, self._shards)
+        for first in range(0, self.count, self._per_shard):
+            self._shards.append(os.open(folder / _shard_name(len(self._shards)), os.O_RDONLY))
+            if os.fstat(self._shards[-1]).st_size != min(self._per_shard, self.count - first) * self._size:
+                raise ValueError("a shard has not the size that it was written with")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Gather images. indices: (B,) int64 in [0, len). Returns (B, C, H, W) uint8. Raises OSError."""
+        size = self._size
+        pixels = bytearray(len(indices) * size)
+        room = memoryview(pixels)
+        for i, (shard, start) in enumerate(self._places(indices)):
+            if os.preadv(shard, [room[i * size : (i + 1) * size]], start) != size:
+                raise OSError(errno.EIO, "a shard of the decoded images was cut short", str(self.folder))
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *self.shape)
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Have the system read the images of a later batch, while this one is trained on. indices: (B,) int64."""
+        if hasattr(os, "posix_fadvise"):
+            for shard, start in self._places(indices):
+                os.posix_fadvise(shard, start, self._size, os.POSIX_FADV_WILLNEED)
+
+    def _places(self, indices: Tensor) -> Iterator[tuple[int, int]]:
+        """The shard and the byte at which each image starts."""
+        for index in indices.tolist():
+            shard, place = divmod(index, self._per_shard)
+            yield self._shards[shard], place * self._size
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
+def _numel(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _shard_name(i: int) -> str:
+    return f"shard-{i:05d}.u8"
+
+
+def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgress = silent) -> Pack:
+    """The pack of these images under these settings: from the cache, or decoded now.
+
+    Files that cannot be decoded are left out and remembered. Another process that makes the same pack is waited for.
+    Raises DataError if no image is left.
+    """
+    what = replace(config, images="", flip=False).to_dict()  # neither changes a pixel of the pack
+    key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
+    folder = cache / "packs" / key
+    if pack := _made_already(source, folder):
+        return pack
+    progress("waiting for another run that decodes these images", 0, None)
+    with lock(cache / "locks" / key) as alone:
+        if pack := _made_already(source, folder):
+            return pack
+        if alone:  # what is half-made now is a killed process's
+            for leftover in folder.parent.glob(f".{key}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        _write_pack(source, config, folder, progress)
+        return Pack(folder)
+
+
+def _made_already(source: Source, folder: Path) -> Pack | None:
+    """The pack that is there, if it is whole, and the disk still does not give the files that it had to leave out."""
+    try:
+        pack = Pack(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet; or cut short by a full disk, or cleaned up in part
+    if pack.unread:
+        source.scan()
+    return None if any(_readable(source, name) for name in pack.unread) else pack
+
+
+def _readable(source: Source, name: str) -> bool:
+    """Whether a file that could not be read once can be now: a disk came back, permissions were mended."""
+    try:
+        with source.open(name) as file:
+            file.read(1)
+    except OSError:
+        return False
+    except Exception:  # it is there, and damaged: its own fault now, to be said
+        return True
+    return True
+
+
+class _Failure(NamedTuple):
+    """Why a file was left out, and whether the disk was at fault and not the file."""
+
+    reason: str
+    unread: bool
+
+
+def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnProgress) -> None:
+    """Decode everything into a folder that gets its name when it is complete."""
+
+    def decode(name: str) -> bytes | _Failure:
+        try:
+            with source.open(name) as file, images.open_image(file) as image, turn(image):
+                pixels = images.load(image, config.channels, config.background)
+                return images.planes(images.fit(pixels, config.size, config.fit, config.background))
+        except Exception as error:  # Pillow's plugins, zipfile and what it unpacks with raise anything
+            return _Failure(printable(images.reason(error)), images.disk_failed(error))
+
+    one = threading.Lock()
+
+    def turn(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+        """Large images are decoded one at a time: each takes gigabytes, and a small file may unfold into one."""
+        return one if image.width * image.height > _LARGE else contextlib.nullcontext()
+
+    source.scan(progress)
+    tag = folder.parent.parent / "CACHEDIR.TAG"
+    if not tag.exists():
+        tag.parent.mkdir(parents=True, exist_ok=True)
+        tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Made by ddpm; safe to delete.\n")
+    left_out = list(source.left_out)
+    unread: list[str] = []
+    with new_directory(folder) as partial, without_warnings():
+        shards = _Shards(partial, (config.channels, config.size, config.size))
+        with contextlib.closing(shards):
+            for done, (name, result) in enumerate(
+                zip(source.names, in_threads(decode, source.names), strict=True), start=1
+            ):
+                if isinstance(result, _Failure):
+                    left_out.append((printable(name), result.reason))
+                    unread += [name] * result.unread
+                else:
+                    shards.add(result)
+                progress("decoding images", done, len(source.names))
+        if not shards.count:
+            example = ": ".join(left_out[0])
+            raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
+        index = shards.index() | {"left_out": left_out, "unread": unread}
+        (partial / "index.json").write_text(json.dumps(index))
+
+
+class _Shards:
+    """Writes images one after another into files of _SHARD_BYTES, and reckons what the index says of them."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.count = 0
+        self._folder = folder
+        self._shape = shape
+        self._per_shard = max(1, _SHARD_BYTES // _numel(shape))
+        self._pixels = hashlib.sha256(repr(shape[:2]).encode())
+        self._sums = torch.zeros(shape[0], dtype=torch.int64)
+        self._block = bytearray()
+        self._file: BinaryIO | None = None
+
+    def add(self, image: bytes) -> None:
+        """image: (C, H, W) bytes."""
+        self._file = self._file or (self._folder / _shard_name(self.count // self._per_shard)).open("wb")
+        self._block += image
+        self.count += 1
+        if self.count % self._per_shard == 0:
+            self.close()
+        elif len(self._block) >= _BLOCK_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file and self._block:
+            self._file.write(self._block)
+            self._pixels.update(self._block)
+            block = torch.frombuffer(self._block, dtype=torch.uint8).view(-1, self._shape[0], self._numel_of_plane)
+            self._sums += block.sum((0, 2), dtype=torch.int64)
+            self._block = bytearray()
+
+    @property
+    def _numel_of_plane(self) -> int:
+        return self._shape[1] * self._shape[2]
+
+    def close(self) -> None:
+        """End a shard."""
+        self._flush()
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def index(self) -> dict[str, object]:
+        """What `Pack` reads."""
+        mean = (self._sums / (self.count * self._numel_of_plane)).tolist()
+        values = {"count": self.count, "shape": self._shape, "per_shard": self._per_shard}
+        return values | {"pixels": self._pixels.hexdigest(), "mean": mean}

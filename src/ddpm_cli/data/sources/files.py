@@ -1,0 +1,111 @@
+"""Images that are files of this machine: in a folder, or named in a list."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from ddpm_cli.data.images import IMAGE_SUFFIXES
+from ddpm_cli.data.sources.source import Source, check_size
+from ddpm_cli.data.work import OnProgress, in_threads
+from ddpm_cli.errors import DataError
+from ddpm_cli.text import printable
+
+__all__ = ["in_folder", "in_list"]
+
+_TOGETHER = 256  # files whose stamps a thread takes at once
+
+
+class Files(Source):
+    """Files of this machine, by their paths from `root` on."""
+
+    def __init__(self, path: str, where: Path, root: Path, names: list[str], left_out: list[tuple[str, str]]) -> None:
+        super().__init__(path, str(where.resolve()))
+        self.names, self.left_out = names, left_out
+        self._root = root
+
+    def stamp(self, progress: OnProgress) -> int:
+        """Compute the key from the names, sizes and times. Returns how many of the files are there."""
+        digest = hashlib.sha256(repr(self.left_out).encode())
+        there = done = 0
+        parts = (self.names[i : i + _TOGETHER] for i in range(0, len(self.names), _TOGETHER))
+        for stamps in in_threads(lambda names: [self._stamp(name) for name in names], parts):
+            digest.update("".join(f"{name}\0{stamp}\0" for name, stamp in stamps).encode("utf-8", "surrogateescape"))
+            there += sum(stamp != "missing" for _, stamp in stamps)
+            done += len(stamps)
+            progress("looking for changes", done, len(self.names))
+        self.key = digest.hexdigest()
+        return there
+
+    def _stamp(self, name: str) -> tuple[str, str]:
+        try:
+            status = (self._root / name).stat()
+            return name, f"{status.st_size}-{status.st_mtime_ns}"
+        except (OSError, ValueError):  # a dangling link, a name that cannot be: named as left out when it is opened
+            return name, "missing"
+
+    def open(self, name: str) -> IO[bytes]:
+        path = self._root / name
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never answer, and /dev/zero never end
+            raise DataError("not a file but a folder, pipe or device")
+        check_size(status.st_size)
+        return path.open("rb")
+
+
+def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
+    """A folder and those below it, links to folders too; but nothing hidden, and no runs of `ddpm train`."""
+    names: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    visited = set()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        below = []
+        try:
+            status = (root / folder).stat()
+            is_run = (root / folder / "metrics.jsonl").is_file() and (root / folder / "config.json").is_file()
+            if (status.st_dev, status.st_ino) in visited or is_run:  # a run has previews in it, for `ddpm train .`
+                continue
+            visited.add((status.st_dev, status.st_ino))  # links may go round in circles
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith((".", "__MACOSX")):
+                        continue
+                    if _is_folder(entry):
+                        below.append(f"{folder}{entry.name}/")
+                    elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                        names.append(f"{folder}{entry.name}")
+                        if len(names) % _TOGETHER == 0:
+                            progress("looking for images", len(names), None)
+        except OSError as error:
+            left_out.append((printable(folder or "."), f"cannot be looked into ({error.strerror})"))
+        folders += sorted(below, reverse=True)
+    source = Files(path, root, root, sorted(names), left_out)
+    source.require_names()
+    source.stamp(progress)
+    return source
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def in_list(path: str, where: Path, progress: OnProgress) -> Source:
+    """The files that a text file names, one a line. Lines that are empty or begin with # are for people."""
+    with where.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        names = [line for line in map(str.strip, file) if line and not line.startswith("#")]
+    source = Files(path, where, where.parent, names, [])
+    if not source.stamp(progress):
+        example = f", for example {printable(names[0][:200])}" if names else ""
+        raise DataError(
+            f"{path}: none of the {len(names)} files that it lists is there{example}",
+            "A list has one path a line, absolute or from the list's folder on.",
+        )
+    return source

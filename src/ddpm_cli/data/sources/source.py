@@ -1,0 +1,56 @@
+"""What every source of images is: names in a fixed order, and files to open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from ddpm_cli.data.images import IMAGE_SUFFIXES
+from ddpm_cli.data.work import OnProgress, silent
+from ddpm_cli.errors import DataError
+
+__all__ = ["LARGEST", "Source", "check_size", "could_be_image"]
+
+LARGEST = 2**30  # bytes of a file; those with more than Pillow's largest image are no images
+
+
+class Source:
+    """Image files in a fixed order.
+
+    path: as the user gave it. address: finds it again from anywhere. key: changes when a file does. names: of the
+    files, after `scan`. left_out: (name, reason) of what could not be looked into, after `scan`.
+    """
+
+    def __init__(self, path: str, address: str) -> None:
+        self.path = path
+        self.address = address
+        self.key = ""
+        self.names: list[str] = []
+        self.left_out: list[tuple[str, str]] = []
+
+    def scan(self, progress: OnProgress = silent) -> None:
+        """Find the names, if they are not known yet. Raises DataError if there are none."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """One of the files, for reading. Raises OSError with an errno if the disk does not give it; DataError, or what
+        zipfile and its kin raise, if the fault is the file's own."""
+        raise NotImplementedError
+
+    def require_names(self) -> None:
+        if not self.names:
+            first = f"; {self.left_out[0][0]} {self.left_out[0][1]}" if self.left_out else ""
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"{self.path}: no image files in it{first}", f"Looked for {suffixes}, in subfolders too.")
+
+
+def could_be_image(name: str) -> bool:
+    """Whether a name in an archive is one to look at: an image's, and not hidden."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
+    return not hidden and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def check_size(size: int) -> None:
+    if not size:
+        raise DataError("is empty")
+    if size > LARGEST:
+        raise DataError(f"too large for an image ({size / 2**30:.1f} GiB)")

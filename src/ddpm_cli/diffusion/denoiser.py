@@ -1,0 +1,151 @@
+"""p(x_{t-1} | x_t): what the output of a network means. The loss and every sampler ask here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+
+__all__ = ["Denoiser", "Network", "Prediction", "clip_x_0"]
+
+Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
+
+
+class Denoiser:
+    """A network and the schedule it was trained with: (x_t, t) -> x_0, eps, log sigma_t^2.
+
+    network: (x_t, t) -> (B, C, H, W), the quantity that `config.prediction_type` names; (B, 2C, H, W) if the variance
+    is learned. t is (B,) int64, or (1,) for one step of the whole batch. schedule: the one that the configuration
+    makes, or a subsequence of it.
+    """
+
+    def __init__(self, network: Network, schedule: NoiseSchedule, config: ScheduleConfig) -> None:
+        self.network = network
+        self.schedule = schedule
+        self.config = config
+
+    @classmethod
+    def from_config(cls, network: Network, config: ScheduleConfig) -> Denoiser:
+        """Raises ModelError if the configuration makes no valid betas."""
+        return cls(network, NoiseSchedule.from_config(config), config)
+
+    def __call__(self, x_t: Tensor, t: Tensor | int, clip: bool = True) -> Prediction:
+        """Evaluate the network once.
+
+        x_t: (B, C, H, W). t: a position in `schedule`, (B,) int64, or one int for the whole batch.
+        clip: keep x_0 in the range of images, as the configuration says.
+        """
+        if isinstance(t, int):
+            output = self.network(x_t, torch.tensor([int(self.schedule.timesteps[t])], device=x_t.device))
+        else:
+            output = self.network(x_t, self.schedule.timesteps_at(t))
+        return Prediction(self, x_t, t, output, clip)
+
+    def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+        """The output that training asks for, by `prediction_type`: eps (Eq. 14), x_0, or v. Like x_0."""
+        match self.config.prediction_type:
+            case "epsilon":
+                return eps
+            case "sample":
+                return x_0
+            case _:  # v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022)
+                abar, one_minus = self.schedule.marginal(t, x_0)
+                return abar * eps - one_minus * x_0
+
+    def subsequence(self, timesteps: Sequence[int]) -> Denoiser:
+        """The same network on fewer steps, strictly ascending positions in `schedule`.
+
+        If steps are left out, a fixed large variance becomes the small one: beta_t is far too large for few long steps.
+        FID on CIFAR-10 at 20 steps is 133 with it and 18 without (Song et al. 2021, Table 1).
+        Raises ValueError if the steps are not such a list.
+        """
+        schedule = self.schedule.subsequence(timesteps)
+        gaps = len(timesteps) < timesteps[-1] + 1
+        config = replace(self.config, variance_type="fixed_small") if gaps and self._is_large else self.config
+        return Denoiser(self.network, schedule, config)
+
+    @property
+    def _is_large(self) -> bool:
+        return self.config.variance_type == "fixed_large"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says of x_t. Each value is computed when it is first asked for.
+
+    output: the network's prediction, (B, C, H, W), without the channels of a learned variance: see `values`.
+    """
+
+    denoiser: Denoiser
+    x_t: Tensor
+    t: Tensor | int
+    raw: Tensor
+    clip: bool
+
+    @property
+    def output(self) -> Tensor:
+        return self.raw[:, : self.x_t.shape[1]]
+
+    @property
+    def values(self) -> Tensor | None:
+        """The second half of the channels, (B, C, H, W); None if the variance is fixed."""
+        channels = self.x_t.shape[1]
+        return self.raw[:, channels:] if self.raw.shape[1] > channels else None
+
+    @cached_property
+    def x_0(self) -> Tensor:
+        """The clean image, (B, C, H, W). For a network that predicts eps this is Eq. 15."""
+        match self.denoiser.config.prediction_type:
+            case "epsilon":
+                abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
+                x_0 = (self.x_t - one_minus * self.output) / abar
+            case "sample":
+                x_0 = self.output
+            case _:  # v is a rotation of (x_0, eps); this rotates it back
+                abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
+                x_0 = abar * self.x_t - one_minus * self.output
+        return clip_x_0(x_0, self.denoiser.config) if self.clip else x_0
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise in x_t if its clean image is x_0, clipped or not: Eq. 15 solved for eps. (B, C, H, W)."""
+        abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
+        return (self.x_t - abar * self.x_0) / one_minus
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """mu_theta(x_t, t), the mean of p(x_{t-1} | x_t): the posterior's for the predicted x_0 (Eq. 11)."""
+        return self.denoiser.schedule.posterior_mean(self.x_0, self.x_t, self.t)
+
+    @cached_property
+    def log_variance(self) -> Tensor | float:
+        """log sigma_t^2: like x_t if it is learned; else a float for one t, and (B, 1, 1, 1) for a tensor of them."""
+        schedule, kind = self.denoiser.schedule, self.denoiser.config.variance_type
+        if self.values is None:
+            return schedule.log_variance(self.t, self.x_t, large=kind == "fixed_large")
+        if kind == "learned":  # the variance itself, as diffusers reads it
+            return self.values.clamp(min=1e-20).log()
+        small, large = schedule.log_variance_range(self.t, self.x_t)
+        fraction: Tensor = (self.values + 1) / 2
+        return fraction * large + (1 - fraction) * small  # type: ignore[no-any-return]  # Nichol and Dhariwal, Eq. 15
+
+
+def clip_x_0(x_0: Tensor, config: ScheduleConfig) -> Tensor:
+    """Keep a predicted x_0 in the range of images, as a model's configuration says. x_0: (B, C, H, W).
+
+    By clipping (Appendix B); by dynamic thresholding, which scales an image down by a quantile of its absolute values
+    where that is above 1 (Saharia et al. 2022, Section 2.3); or not at all.
+    """
+    if config.thresholding:
+        extent = torch.quantile(x_0.flatten(1).abs(), config.dynamic_thresholding_ratio, dim=1)
+        extent = extent.clamp(min=1, max=config.sample_max_value).view(-1, 1, 1, 1)
+        return x_0.clamp(-extent, extent) / extent
+    if config.clip_sample:
+        return x_0.clamp(-config.clip_sample_range, config.clip_sample_range)
+    return x_0

@@ -1,0 +1,109 @@
+"""Model cards: README.md of a model, for people and for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.models.facts import words
+from ddpm_cli.models.recipe import recipe_in_words
+
+__all__ = ["CARD", "PREVIEW", "is_generated", "model_card", "read_card"]
+
+CARD, PREVIEW = "README.md", "samples.png"  # files beside a model: the card, and the picture on it
+
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.S)
+_HYPERPARAMETERS = re.compile(r"^#+ [^\n]*hyper-?parameters[^\n]*$(?P<body>.*?)(?=^#|\Z)", re.M | re.S | re.I)
+_HYPERPARAMETER = re.compile(r"^[-*] +(?P<key>[A-Za-z][\w ]*): +(?P<value>\S.*)$", re.M)
+
+
+def read_card(folder: Path) -> dict[str, str]:
+    """What the card of a model in a folder tells of its training: data set, licence, its list of hyperparameters."""
+    from huggingface_hub import ModelCard  # late: it takes a third of a second
+
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    if _FRONT_MATTER.match(text):
+        with contextlib.suppress(Exception):  # metadata that is no YAML, or of other types, tells nothing
+            metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+            for key in ("license", "datasets", "base_model"):
+                if value := metadata.get(key):
+                    found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if section := _HYPERPARAMETERS.search(text):
+        found |= {match["key"]: match["value"].strip() for match in _HYPERPARAMETER.finditer(section["body"])}
+    return found
+
+
+_DIFFUSERS = """\
+```python
+from diffusers import DDPMPipeline
+
+image = DDPMPipeline.from_pretrained({})().images[0]
+```"""
+
+
+def model_card(
+    model: Mapping[str, Any], trained: Mapping[str, Any] | None, preview: bool, address: str | None = None
+) -> str:
+    """README.md of a model: the Hub's metadata, the preview, the recipe, and how to use it.
+
+    model: `facts`. trained: a `recipe`, if it is known. preview: whether there is a grid of samples beside it.
+    address: where it will be on the Hub, org/name.
+    """
+    from huggingface_hub import ModelCardData
+
+    title = address.split("/")[-1] if address else "A denoising diffusion model"
+    base = str((trained or {}).get("base") or "")
+    on = f" of {words(model)['images']} images"
+    if trained:
+        how = f"fine-tuned from {base.split('@')[0]}" if base else "trained"
+        on += f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})"
+    where = address or "path/to/this/folder"
+    in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # which would be an error there
+    metadata = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["ddpm", "diffusion", "unconditional-image-generation", "ddpm-cli"],
+        base_model=base.split("@")[0] if "/" in base else None,
+    )
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {title}",
+        f"A [denoising diffusion probabilistic model](https://arxiv.org/abs/2006.11239){on}.",
+        *([f"![Samples]({PREVIEW})"] if preview else []),
+        "## Use",
+        f"```sh\npip install ddpm-cli\nddpm sample -m {where} --n 64 -o grid.png\n"
+        f"ddpm denoise-trace -m {where} -o trace.gif\n```",
+        *(["or in Python, with diffusers:", _DIFFUSERS.format(json.dumps(where))] if in_diffusers else []),
+        "## The model",
+        _table(words(model)),
+        *(["## Training", _table(recipe_in_words(trained))] if trained else []),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    return text + _MARK.format(_digest(text))
+
+
+_MARK = "\n<!-- written by ddpm, {} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def is_generated(card: str) -> bool:
+    """Whether a model card is as `model_card` wrote it, in whatever version, and no hand has changed it."""
+    text, mark, rest = card.rpartition(_MARK.partition("{}")[0])
+    return bool(mark) and rest.startswith(_digest(text))
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = (f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *cells])

@@ -1,0 +1,154 @@
+"""A trained model: the U-Net, the schedule it was trained with, and what can be asked of the two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.data import images
+from ddpm_cli.device import memory_format, pick_device, pick_dtype, place
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.samplers import SAMPLERS, Noise, Step
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.errors import ModelError
+from ddpm_cli.files import new_directory
+from ddpm_cli.models import hub, pipeline
+from ddpm_cli.models.pretrained import read_model
+from ddpm_cli.models.recipe import read_recipe
+from ddpm_cli.nn.unet import UNet
+from ddpm_cli.rng import ImageNoise
+
+__all__ = ["DDPM"]
+
+
+class DDPM:
+    """unet: on its device, in its precision. schedule: the one it was trained with. shape: (C, H, W) of its images."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        schedule_config: ScheduleConfig,
+        weights: Mapping[str, Tensor] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        """weights: what `save_pretrained` writes, for a U-Net that was cast to a lower precision.
+
+        recipe: how it was trained, see `recipe.recipe`.
+        """
+        self.recipe = recipe
+        self.unet = unet
+        self._weights = weights or unet.state_dict()
+        self.schedule_config = schedule_config
+        self.denoiser = Denoiser.from_config(self._network, schedule_config)
+        self.device = unet.conv_in.weight.device
+        size = unet.config.sample_size
+        self.shape = (unet.config.in_channels, size, size)
+
+    @classmethod
+    def from_pretrained(
+        cls, address: str | Path | None = None, device: str = "auto", precision: str = "auto", weights: str = "ema"
+    ) -> DDPM:
+        """Load a model from a directory, a run, or the Hugging Face Hub.
+
+        address: see `hub.resolve`. device: auto, cpu, cuda, cuda:N or mps. precision: auto, fp32 or bf16.
+        weights: "ema", or "raw" for those of a checkpoint that the optimiser left. Raises ModelError or UsageError.
+        """
+        return cls.load(hub.resolve(str(address) if address else None), device, precision, weights)
+
+    @classmethod
+    def load(cls, located: hub.Located, device: str = "auto", precision: str = "auto", weights: str = "ema") -> DDPM:
+        """Load a model that was found; the rest as in `from_pretrained`."""
+        where = pick_device(device)
+        dtype = pick_dtype(precision, where)
+        unet, schedule = read_model(located.folder, located.files, weights)
+        original = unet.state_dict()
+        return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
+
+    def fingerprint(self) -> str:
+        """A hash of the network, its weights and its schedule: models with the same one draw the same images."""
+        what = json.dumps([self.unet.config.to_dict(), self.schedule_config.to_dict()])
+        return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers pipeline directory, in float32. A model that is there is replaced.
+
+        Raises ModelError if there is anything else, which would be lost.
+        """
+        path = Path(folder)
+        if path.exists() and not pipeline.is_only_a_model(path):
+            raise ModelError(f"{path}: exists and is not just a model", "Name a new folder.")
+        with new_directory(path) as partial:
+            pipeline.save_model(partial, self._weights, self.unet.config, self.schedule_config, self.recipe)
+
+    def _network(self, x_t: Tensor, t: Tensor) -> Tensor:
+        if len(x_t) == 1 and x_t.device.type == "cpu":
+            # A batch of one takes other routines than a larger one, which round differently. Two of them cost less
+            # than twice as much, and an image does not depend on how many were asked for.
+            return self.unet(x_t.expand(2, -1, -1, -1), t)[:1]  # type: ignore[no-any-return]
+        return self.unet(x_t, t)  # type: ignore[no-any-return]
+
+    def timesteps(self, steps: int | None = None, start: int | None = None) -> list[int]:
+        """The steps a sampler visits, ascending: all of 0..start, or `steps` of them spread evenly with both ends."""
+        start = self.schedule.T - 1 if start is None else start
+        return self.schedule.spaced(start + 1 if steps is None else steps, start)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule it was trained with."""
+        return self.denoiser.schedule
+
+    def sample_loop(
+        self,
+        x_T: Tensor,
+        sampler: str = "ddpm",
+        steps: int | None = None,
+        seed: int = 0,
+        start: int | None = None,
+        noise: Noise | None = None,
+    ) -> Iterator[Step]:
+        """Walk the reverse process from x_T and yield every Step on the way, the sample last (Algorithm 2).
+
+        x_T: (B, C, H, W) float, the state at step `start` (in [0, T), default T-1).
+        sampler: a name in `diffusion.samplers.SAMPLERS`. steps: how many to take, default all.
+        noise: gives z of every step; default the noise of images 0..B-1 of `seed`.
+        Raises ValueError if there is no such sampler, or are no such steps.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
+        denoiser = self.denoiser.subsequence(self.timesteps(steps, start))
+        noise = noise or ImageNoise(seed, range(len(x_T)), self.shape)
+        x_T = x_T.to(self.device, torch.float32, memory_format=memory_format(self.device))
+        return SAMPLERS[sampler](denoiser, x_T, noise)
+
+    def sample_batches(
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 64,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[Tensor]:
+        """Sample the images with these numbers of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
+
+        Image i is the same whatever else is drawn, and in whatever batches. progress: called after every step of every
+        batch with the number of images in it, so it adds up to the number of images times that of steps.
+        """
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            noise = ImageNoise(seed, batch, self.shape)
+            for step in self.sample_loop(noise(), steps=steps, noise=noise):
+                if step.t >= 0:
+                    progress(len(batch))
+            yield images.to_uint8(step.x_t).cpu()
+
+    def sample(self, n: int = 1, seed: int = 0, steps: int | None = None, batch_size: int = 64) -> Tensor:
+        """Sample images 0..n-1 of a seed: (n, C, H, W) uint8 on the CPU. See `sample_batches`."""
+        return torch.cat(list(self.sample_batches(range(n), seed, steps, batch_size)))

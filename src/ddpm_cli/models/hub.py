@@ -1,0 +1,252 @@
+"""One address for a model: a folder or a file here, or a repository on the Hugging Face Hub -> the model's files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_cli.errors import ModelError
+from ddpm_cli.hub_address import parse_name, parse_url
+from ddpm_cli.models.card import CARD
+from ddpm_cli.models.pretrained import ModelFiles, read_configs
+from ddpm_cli.models.recipe import RECIPE
+from ddpm_cli.models.runs import checkpoints, is_run, newest_run
+
+__all__ = ["Located", "check_token", "resolve", "status_of"]
+
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin")
+_OTHER_FORMATS = (".ckpt", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was found. files: relative to folder. origin: what to call it. address: finds it again."""
+
+    folder: Path
+    files: ModelFiles
+    origin: str
+    address: str
+    weight_bytes: int  # size of the weights, also where they were not downloaded
+
+    @property
+    def weights(self) -> list[Path]:
+        return [self.folder / name for name in self.files.weights]
+
+
+def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True, weights: bool = True) -> Located:
+    """Find the model that an address means.
+
+    address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights beside
+    its configuration; else `org/name[@revision]` on the Hub, or the URL of its page there. None: $DDPM_MODEL, else the
+    newest run under `runs`. quiet: no progress bars for downloads. weights: whether they are needed, or only what the
+    model is. Raises ModelError that says what was looked for.
+    """
+    if address is not None and not address.strip():
+        raise ModelError("the model's address is empty", "Is a variable unset? Leave -m out for the newest run.")
+    address = address or os.environ.get("DDPM_MODEL")
+    if not address:
+        return _on_disk(_newest(runs))
+    if "://" in address:
+        if found := parse_url(address):
+            return _from_hub(*found, quiet, weights)
+        raise ModelError(
+            f"{address}: not a model's page on the Hugging Face Hub", "Write https://huggingface.co/org/name."
+        )
+    path = Path(address).expanduser()
+    if path.exists():
+        return _on_disk(path)
+    if found := parse_name(address):
+        return _from_hub(*found, quiet, weights)
+    raise ModelError(
+        f"{address}: no such file or directory, and not a name on the Hub",
+        "Give a model directory, a run, or org/name[@revision] on the Hugging Face Hub.",
+    )
+
+
+def _on_disk(path: Path) -> Located:
+    if path.is_file():
+        return _beside(path)
+    if found := checkpoints(path) or (path.name == "checkpoints" and checkpoints(path.parent)):
+        path = found[-1]
+    elif is_run(path):
+        raise ModelError(
+            f"{path}: this run has no checkpoint yet", "It writes one at --save-every, at its end, and on Ctrl-C."
+        )
+    try:
+        return _located(path, ModelFiles.in_folder(path).require_weights())
+    except ModelError as error:
+        hint = error.hint or "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
+        if runs := [found.parent for found in path.glob("*/checkpoints")]:
+            hint = f"Did you mean {runs[0]}?"
+        raise ModelError(f"{path}: {error.message}", hint) from None
+
+
+def _beside(path: Path) -> Located:
+    """A file of weights, whose configuration lies in the same folder."""
+    if path.suffix not in _WEIGHTS_SUFFIXES:
+        hint = "Give the directory that holds it."
+        if path.suffix in _OTHER_FORMATS:
+            hint = f"Weights of pytorch_diffusion or improved-diffusion: ddpm convert {path} -o DIR"
+        raise ModelError(f"{path}: is not a model directory, nor weights in {' or '.join(_WEIGHTS_SUFFIXES)}", hint)
+    folder = path.parent
+    if re.search(r"-\d+-of-\d+\.", path.name):  # one shard stands for all of them
+        return _on_disk(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
+    return _located(folder, ModelFiles.in_folder(folder, path.name), str(path), str(path.resolve()))
+
+
+def _located(folder: Path, files: ModelFiles, origin: str | None = None, address: str | None = None) -> Located:
+    size = sum((folder / name).stat().st_size for name in files.weights)
+    return Located(folder, files, origin or str(folder), address or str(folder.resolve()), size)
+
+
+def _newest(runs: Path) -> Path:
+    run = newest_run(runs, lambda run: next(reversed(checkpoints(run)), None))
+    if run is None:
+        raise ModelError(
+            f"no model given, and no trained run under {runs}/",
+            "Name one with -m (a directory, or org/name on the Hugging Face Hub), or train one: ddpm train ./images",
+        )
+    return checkpoints(run)[-1]
+
+
+def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Located:
+    """Download what is missing of a model, first what says whether it is one; without a network, what is there.
+
+    Files stay in the Hub's own cache, under its rules and environment variables.
+    """
+    # Imported late: it reads its environment at import, and takes a while.
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    check_token()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said below, once
+    quiet = quiet or are_progress_bars_disabled()
+    at = f"{name}@{revision}" if revision else name
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
+            raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        files = ModelFiles.among(sizes).require_weights()
+        about = [RECIPE] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
+        disable_progress_bars()  # for files of a few hundred bytes
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
+        _verify(folder, files.small)
+        read_configs(folder, files)  # before many megabytes are fetched for a model that cannot be run
+        if not quiet:
+            enable_progress_bars()
+        for file in files.weights if weights else ():
+            hf_hub_download(name, file, revision=folder.name)
+            _verify(folder, [file])
+    except GatedRepoError:
+        raise ModelError(
+            f"{name}: access to this model must be asked for on the Hub", "Accept its terms there, then: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{name}: neither a directory here nor a public model on the Hugging Face Hub",
+            "Check the spelling; for a private model: hf auth login",
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{name}: has no revision {revision!r} on the Hugging Face Hub") from None
+    except HFValidationError as error:
+        raise ModelError(f"{at}: no such directory, and not a name on the Hub ({error})") from None
+    except ModelError as error:
+        raise ModelError(error.message if name in error.message else f"{name}: {error.message}", error.hint) from None
+    except Exception as error:  # besides its own, huggingface_hub lets through whatever the libraries below it raise
+        status = status_of(error)
+        if (status is None or status == 429 or status >= 500) and (cached := _in_cache(name, revision, weights)):
+            return cached
+        reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept."
+        if status in (401, 403):
+            hint = "The Hub does not let you in: hf auth login, or mend HF_TOKEN."
+        raise ModelError(
+            f"{name}: not a directory here, and could not be fetched from the Hugging Face Hub ({reason})", hint
+        ) from error
+    size = sum(sizes[file] for file in files.weights)
+    return Located(folder, files, f"{name}@{folder.name[:7]}", f"{name}@{folder.name}", size)
+
+
+def check_token() -> None:
+    """Raises ModelError on a token that no request can carry: the HTTP library would print it in its complaint."""
+    from huggingface_hub import get_token
+
+    try:
+        token = get_token() or "none"
+    except UnicodeError:
+        token = ""
+    if not re.fullmatch("[!-~]+", token):
+        raise ModelError(
+            "the token for the Hugging Face Hub is damaged: it has characters that no token has",
+            "hf auth login, or mend HF_TOKEN.",
+        )
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status with which the Hub answered, if an error, or what caused it, is such an answer."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error:
+        if isinstance(error, HfHubHTTPError):
+            return int(error.response.status_code)
+        error = error.__cause__
+    return None
+
+
+def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
+    """A model that was downloaded before, or None if it is not all there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("unet/config.json", "config.json"):
+        path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(path, str):
+            folder = Path(path).parents[file.count("/")]
+            with contextlib.suppress(ModelError):  # incomplete or damaged: then it is the network that is to blame
+                files = ModelFiles.in_folder(folder)
+                if files.weights or not weights:
+                    _verify(folder, [*files.small, *files.weights])
+                    origin = f"{name}@{folder.name[:7]} (from the cache; the Hub cannot be reached)"
+                    return _located(folder, files, origin, f"{name}@{folder.name}")
+    return None
+
+
+def _verify(folder: Path, names: Sequence[str]) -> None:
+    """Compare files of the Hub's cache with their hashes, which huggingface_hub downloads but does not check.
+
+    The cache keeps a file under its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones.
+    Raises ModelError on another hash, after removing the file.
+    """
+    for name in names:
+        path = folder / name
+        if not path.is_symlink():  # a system without links: the name of the hash is not kept
+            continue
+        blob = path.parent / path.readlink()
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            continue
+        digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+        with blob.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != blob.name:
+            stored = path.resolve()  # the blob, or what it links to in a store that repositories share
+            for doomed in (path, blob, stored):
+                doomed.unlink(missing_ok=True)
+            raise ModelError(
+                f"{name}: what was downloaded has not the hash that the Hub names",
+                "It was damaged on the way, and is removed. Try again.",
+            )

@@ -1,0 +1,262 @@
+"""Models as the field stores them: which files of a folder or a repository one is, and the network that is in them.
+
+A model is a U-Net's configuration and weights, and a scheduler's configuration. Pipelines of diffusers keep them in
+unet/ and scheduler/; the first ones were flat, as google/ddpm-* are: side by side. What is read is read strictly: a
+setting that we cannot honour, a tensor too many or too few, is an error that names it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.config import ScheduleConfig, UNetConfig
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.errors import ModelError
+from ddpm_cli.files import load_tensors, read_config, read_json
+from ddpm_cli.nn.unet import UNet
+
+__all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_network", "read_weights"]
+
+WEIGHTS = "diffusion_pytorch_model"
+_SHARD = r"-(?P<shard>\d+)-of-(?P<shards>\d+)"
+_WEIGHTS = re.compile(rf"{WEIGHTS}(?P<variant>\.fp16)?(?:{_SHARD})?\.(?P<format>safetensors|bin)")
+_INDEX = "model_index.json"
+_SCHEDULER = "scheduler_config.json"
+
+# What attention's parameters were called before diffusers 0.12, and parts of the network in its first releases.
+_OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_PARTS = {"mid": "mid_block", "downsample_blocks": "down_blocks", "upsample_blocks": "up_blocks"}
+
+# Parts of a pipeline that give away what else it is.
+_OTHERS = {
+    "text_encoder": "draws images from text",
+    "tokenizer": "draws images from text",
+    "bert": "draws images from text",
+    "prior": "draws images from text",
+    "vae": "draws latents, which a second network decodes",
+    "vqvae": "draws latents, which a second network decodes",
+    "movq": "draws latents, which a second network decodes",
+    "transformer": "is a transformer and no U-Net",
+}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files that a model is, relative to a folder or a repository. weights: one, or the shards of one in order."""
+
+    config: str
+    scheduler: str
+    weights: tuple[str, ...]
+    index: str | None = None
+
+    @classmethod
+    def among(cls, names: Collection[str], weights: str | None = None) -> ModelFiles:
+        """Pick a model's files from the names of all files, written with /. Safetensors before pickles, float32 first.
+
+        weights: take this file for them. The result may have none: see `require_weights`.
+        Raises ModelError if there is no configuration.
+        """
+        nested = "unet/config.json" in names
+        config = "unet/config.json" if nested else "config.json"
+        if config not in names:
+            raise ModelError(f"holds no model: no {config} among {_some(sorted(names))}" if names else "holds no model")
+        part = "unet/" if nested else ""
+        places = (f"scheduler/{_SCHEDULER}", _SCHEDULER, f"../scheduler/{_SCHEDULER}")
+        return cls(
+            config=config,
+            scheduler=next((name for name in places if name in names), places[0] if nested else places[1]),
+            weights=(weights,) if weights else _pick_weights(names, part),
+            index=_INDEX if _INDEX in names else None,
+        )
+
+    @classmethod
+    def in_folder(cls, folder: Path, weights: str | None = None) -> ModelFiles:
+        """The model in a folder on disk: a pipeline's, or the unet/ of one. Raises ModelError if there is none."""
+        inside = ("*", "unet/*", "scheduler/*") if weights is None else ("*",)  # beside a file of weights
+        paths = [path for pattern in inside for path in folder.glob(pattern)]
+        names = {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
+        outside = f"../scheduler/{_SCHEDULER}"
+        return cls.among(names | ({outside} if (folder / outside).is_file() else set()), weights)
+
+    @property
+    def small(self) -> list[str]:
+        """All but the weights."""
+        return [name for name in (self.index, self.config, self.scheduler) if name]
+
+    def require_weights(self) -> ModelFiles:
+        """Raises ModelError if there are no weights."""
+        if not self.weights:
+            raise ModelError(f"has no weights beside {self.config}", f"Expected {WEIGHTS}.safetensors or .bin there.")
+        return self
+
+
+def _some(names: list[str], n: int = 3) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
+
+
+def _pick_weights(names: Collection[str], part: str) -> tuple[str, ...]:
+    """The best of the weights that lie in `part`. Raises ModelError if the best is sharded and lacks a shard."""
+    found = [m for name in names if name.startswith(part) and (m := _WEIGHTS.fullmatch(name.removeprefix(part)))]
+    if not found:
+        return ()
+
+    def rank(match: re.Match[str]) -> tuple[bool, bool, bool, str]:
+        return match["format"] == "bin", bool(match["variant"]), bool(match["shard"]), match["shards"] or ""
+
+    best = min(map(rank, found))
+    chosen = sorted((m for m in found if rank(m) == best), key=lambda m: int(m["shard"] or 0))
+    if expected := int(chosen[0]["shards"] or 0):
+        missing = sorted(set(range(1, expected + 1)) - {int(m["shard"]) for m in chosen})
+        if missing:
+            raise ModelError(f"lacks shard {missing[0]} of {expected} of its weights")
+    return tuple(part + m[0] for m in chosen)
+
+
+def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleConfig]:
+    """What a model is, without its weights.
+
+    Raises ModelError if a file is missing or damaged, or if it is a model of another kind, and says of which.
+    """
+    if files.index:
+        for part, (library, name) in _parts(read_json(folder / files.index)).items():
+            if part in _OTHERS and library and name:
+                raise ModelError(f"{folder}: {_OTHERS[part]} ({name})", "ddpm runs unconditional models of pixels.")
+    unet = read_config(UNetConfig, folder / files.config)
+    schedule = read_config(ScheduleConfig, folder / files.scheduler)
+    if schedule.learns_variance != (unet.out_channels == 2 * unet.in_channels):
+        raise ModelError(
+            f"{folder / files.scheduler}: variance_type={schedule.variance_type!r} does not go with a U-Net from "
+            f"{unet.in_channels} to {unet.out_channels} channels",
+            "A learned variance needs twice the channels, and nothing else does.",
+        )
+    try:
+        NoiseSchedule.from_config(schedule)
+    except ModelError as error:
+        raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
+    if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
+        raise ModelError(
+            f"{folder / files.config}: knows {unet.num_train_timesteps} steps, and the schedule has "
+            f"{schedule.num_train_timesteps}"
+        )
+    return unet, schedule
+
+
+def read_model(folder: Path, files: ModelFiles, weights: str = "ema") -> tuple[UNet, ScheduleConfig]:
+    """Read a model; the network is float32 on the CPU, in eval mode.
+
+    weights: "ema", the model itself; or "raw", the weights as the optimiser left them, which only a checkpoint has.
+    Raises ModelError if anything is missing, damaged, superfluous or not supported, and names it.
+    """
+    config, schedule = read_configs(folder, files)
+    paths = [folder / name for name in files.require_weights().weights]
+    if weights == "raw":
+        paths = [folder / "training" / "raw.safetensors"]
+        if not paths[0].is_file():
+            raise ModelError(f"{folder}: has no raw weights", "Only checkpoints of `ddpm train` do; use --weights ema.")
+    return read_network(config, paths), schedule
+
+
+def _parts(index: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """The components of a pipeline by name: (library, class)."""
+    return {name: (value[0], value[1]) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+
+
+def read_network(config: UNetConfig, paths: Iterable[Path]) -> UNet:
+    """A U-Net with the weights in one or several files, float32 on the CPU, in eval mode.
+
+    Raises ModelError if a file is damaged or they are not this network's weights, and names what does not fit.
+    """
+    paths = list(paths)
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= read_weights(path)
+    with torch.device("meta"):  # parameters that take no memory and no time, for weights to be assigned to
+        unet = UNet(config)
+    unet.load_state_dict(fit_weights(unet.state_dict(), tensors, str(paths[0])), assign=True)
+    return unet.eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle of tensors and nothing else. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"{path}: is a folder, not a file of weights" if path.is_dir() else f"{path}: missing")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle can fail in any way; weights_only keeps it from running code
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # a zip with one in it, today; a bare one, formerly
+        if is_pickle and isinstance(error, pickle.UnpicklingError):
+            raise ModelError(
+                f"{path}: holds more than tensors, and reading it could run code; refused",
+                "Take the .safetensors of this model, or ask whoever made it for one.",
+            ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
+    if not (
+        isinstance(tensors, dict)
+        and tensors
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items())
+    ):
+        raise ModelError(f"{path}: holds no state dict of tensors")
+    return tensors
+
+
+def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Weights under today's names, as float32 tensors of the expected shapes. source: what to call them in messages.
+
+    Raises ModelError naming the first parameters that are missing, superfluous, or of another shape.
+    """
+    found = _modern(tensors)
+    for problem, names in (
+        (f"lacks {{}} of the U-Net's {len(expected)} parameters", expected.keys() - found.keys()),
+        ("has {} parameters that the U-Net has not", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise ModelError(
+                f"{source}: {problem.format(len(names))}: {_some(sorted(names))}",
+                "The weights belong to another network than the configuration beside them.",
+            )
+    shapes = [
+        f"{name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        for name, value in sorted(found.items())
+        if _squeezed(value) != _squeezed(expected[name])
+    ]
+    if shapes:
+        raise ModelError(f"{source}: {_some(shapes)}")
+    if broken := [name for name, value in sorted(found.items()) if not value.isfinite().all()]:
+        raise ModelError(
+            f"{source}: {_some(broken)} hold values that are not finite", "The training that made them has failed."
+        )
+    return {name: found[name].to(torch.float32).view(expected[name].shape) for name in expected}
+
+
+def _squeezed(value: Tensor) -> tuple[int, ...]:
+    """The shape without ones at its end: a dense layer may be stored as a 1x1 convolution."""
+    shape = tuple(value.shape)
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of today's diffusers."""
+    found = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        words = f"{_OLD_PARTS.get(part, part)}.{rest}".split(".") if rest else [part]
+        if "attentions" in words and words[-2] in _OLD_LAYERS:
+            words[-2] = _OLD_LAYERS[words[-2]]
+        if "downsamplers" in words and words[-2] in ("op", "Conv2d_0"):  # the same convolution, sometimes stored twice
+            words[-2] = "conv"
+        found[".".join(words)] = value
+    return found

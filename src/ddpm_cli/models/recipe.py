@@ -1,0 +1,71 @@
+"""How a model was trained: `ddpm.json` beside it, as JSON values and in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.config import RunConfig
+
+__all__ = ["RECIPE", "read_recipe", "recipe", "recipe_in_words"]
+
+RECIPE = "ddpm.json"  # a file beside a model
+
+
+def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, Any]:
+    """How a model was trained, as JSON values: ddpm.json. No paths of the machine it was trained on.
+
+    name: what the data set is called. images: how many. step: steps done.
+    """
+    data = {key: value for key, value in config.data.to_dict().items() if key != "images"}
+    return {
+        "version": config.version,
+        "preset": config.preset,
+        "base": _published(config.base),
+        "step": step,
+        "images": {"name": name, "count": images} | data,
+        "train": config.train.to_dict(),
+    }
+
+
+def _published(base: str | None) -> str | None:
+    """A model's address without the folders of the machine: org/name@commit as it is, a run's `cats, step-00010000`."""
+    if base is None or not Path(base).is_absolute():
+        return base
+    *_, run, checkpoints, name = ("", "", *Path(base).parts)
+    return f"{run}, {name}" if checkpoints == "checkpoints" else name
+
+
+def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
+    """A recipe for people. It comes from anywhere, so whatever it lacks is left out."""
+    parts = {key: values[key] if isinstance(values.get(key), dict) else {} for key in ("images", "train")}
+    images, train = parts["images"], parts["train"]
+    shown = {
+        "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
+        "data": _joined("{} images, {}", images.get("count"), images.get("name")),
+        "made": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
+        "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
+        "batch size": train.get("batch_size"),
+        "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
+        "EMA decay": train.get("ema_decay"),
+        "seed": train.get("seed"),
+        "started from": values.get("base"),
+        "trained by": _joined("ddpm {}", values.get("version")),
+    }
+    return {key: str(value) for key, value in shown.items() if value is not None}
+
+
+def _joined(form: str, *values: object) -> str | None:
+    return None if None in values else form.format(*values)
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of the model in a folder, if it has one of ours: a damaged one, or another program's, is None."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        if isinstance(values, dict) and all(isinstance(values.get(key), dict) for key in ("images", "train")):
+            return values
+    return None

@@ -1,0 +1,76 @@
+"""Everything random: each number is a function of a seed, its use, and its place in that use.
+
+So nothing random is ever saved: a resumed run, another process or another batch size draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["ImageNoise", "data_order", "seed_everything", "training_noise"]
+
+_BLOCK = 64  # rows of a batch whose noise comes from one generator
+
+
+def _generator_seed(index: int, *key: object) -> int:
+    """A 32-bit seed for item `index` of the stream named by `key`; different items of a stream never share one.
+
+    PyTorch's CPU generator uses 32 bits of its seed. A hash of the index would collide by the birthday paradox within
+    50,000 images, so the stream is hashed to a place in the ring of seeds, and its items follow one another there.
+    """
+    start = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big")
+    return (start + index) % 2**32
+
+
+def seed_everything(seed: int, use: str, index: int = 0) -> None:
+    """Make what is drawn from PyTorch's own generators a function of (seed, use, index)."""
+    torch.manual_seed(_generator_seed(index, use, seed))
+
+
+def training_noise(
+    seed: int, step: int, batch_size: int, rows: range, shape: tuple[int, int, int], T: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What Algorithm 1 draws for some rows of the batch of a step.
+
+    Returns `mirrored` (B,) bool, each with probability 1/2; t (B,) int64, uniform in [0, T); eps (B, C, H, W) from
+    N(0, I). Row i of step k gets what (seed, k, i) says, whoever draws it: several processes draw what one would, and a
+    resumed run what the unbroken one did. Rows are drawn in blocks, so nobody draws much more than his own.
+    """
+    generator = torch.Generator(device)
+    blocks = range(rows.start // _BLOCK, -(-rows.stop // _BLOCK))
+    drawn = []
+    for block in blocks:
+        generator.manual_seed(_generator_seed(step * -(-batch_size // _BLOCK) + block, "train", seed))
+        n = min(_BLOCK, batch_size - block * _BLOCK)
+        mirrored = torch.rand(n, device=device, generator=generator) < 0.5
+        t = torch.randint(T, (n,), device=device, generator=generator)
+        eps = torch.randn((n, *shape), device=device, generator=generator)
+        mine = slice(max(rows.start - block * _BLOCK, 0), rows.stop - block * _BLOCK)
+        drawn.append((mirrored[mine], t[mine], eps[mine]))
+    mirrored, t, eps = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    return mirrored, t, eps
+
+
+class ImageNoise:
+    """The noise of some images of one seed: each call draws the next (B, C, H, W), float32 on the CPU, from N(0, I).
+
+    Image i has a generator of its own, so what it gets depends on (seed, i) alone: not on the batch it is in, nor on
+    the device. `stream` names the use; two uses of one seed are independent.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], stream: str = "reverse") -> None:
+        self.shape = shape
+        self._generators = [torch.Generator().manual_seed(_generator_seed(index, stream, seed)) for index in indices]
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators])
+
+
+def data_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of the images in an epoch: a permutation of 0..count-1, (count,) int64."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # not hashed: old runs must go on
+    return torch.randperm(count, generator=generator)

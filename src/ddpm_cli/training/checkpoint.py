@@ -1,0 +1,174 @@
+"""Checkpoints of a run: what training goes on from, written whole or not at all, and checked when it is read.
+
+A checkpoint is a model directory with the averaged weights, and beside them training/ with what resuming needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm_cli.config import RunConfig
+from ddpm_cli.errors import DDPMError, ModelError
+from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, new_directory, read_json, renew_file
+from ddpm_cli.models.card import CARD, PREVIEW
+from ddpm_cli.models.pipeline import save_model
+from ddpm_cli.models.pretrained import WEIGHTS
+from ddpm_cli.models.runs import checkpoint_folder, checkpoints, step_of
+
+__all__ = [
+    "Checkpoint",
+    "begin_run",
+    "check_folders",
+    "load_training",
+    "prune",
+    "require_run",
+    "save_checkpoint",
+    "set_aside",
+    "tidy",
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training run goes on from."""
+
+    step: int
+    raw: dict[str, Tensor]  # the weights as the optimiser left them
+    ema: dict[str, Tensor]
+    ema_updates: int
+    optimizer: dict[str, Tensor]  # "exp_avg.<parameter>" and so on
+    seconds: float  # of training so far
+    images: str  # fingerprint of the pack it trained on
+
+
+def require_run(run: Path) -> None:
+    """Raises FileNotFoundError where a run's disk was taken away: what lies below it is no place for a run."""
+    if not run.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(run))
+
+
+def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, whole or not at all, and remove the oldest ones beyond those that the run keeps.
+
+    Its tensors are on the CPU, contiguous. Raises OSError and SafetensorError if the disk does not take it.
+    """
+    require_run(run)
+    previews = sorted((run / "samples").glob("step-*[0-9].png"), key=lambda path: (len(path.name), path.name))
+    preview = previews[-1].read_bytes() if previews else None
+    path = checkpoint_folder(run, saved.step)
+    with new_directory(path) as partial:
+        save_model(partial, saved.ema, config.unet, config.schedule, recipe, preview)
+        _save_training(partial, saved)
+    prune(run, config.train.keep, config.train.keep_every)
+    return path
+
+
+def _save_training(folder: Path, saved: Checkpoint) -> None:
+    """Add training/ to a model directory: the raw weights, the optimiser's tensors, and the rest as JSON."""
+    training = folder / "training"
+    training.mkdir()
+    for name, tensors in (("raw", saved.raw), ("optimizer", saved.optimizer)):
+        save_file(tensors, training / f"{name}.safetensors", metadata={"format": "pt"})
+    state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
+    (training / "state.json").write_bytes(json_bytes(state))
+    (training / "hashes.json").write_bytes(json_bytes(_hashes(folder)))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a checkpoint is; not of its card and preview, which may change later."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path for path in files if path.name not in (CARD, PREVIEW)}
+    return {name: _hash(path) for name, path in sorted(found.items()) if name != "training/hashes.json"}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(folder: Path) -> None:
+    """Raises ModelError if a file of a checkpoint is not as it was written."""
+    for name, digest in read_json(folder / "training" / "hashes.json").items():
+        try:
+            if _hash(folder / name) != digest:
+                raise ModelError(f"{folder / name}: is damaged: it has not the hash that it was saved with")
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read ({error.strerror})") from None
+
+
+def load_training(folder: Path) -> Checkpoint:
+    """Read what `save_training` and `save_model` wrote. Raises ModelError if something is missing or damaged."""
+    _verify(folder)
+    training = folder / "training"
+    state = read_json(training / "state.json")
+    try:
+        return Checkpoint(
+            raw=load_tensors(training / "raw.safetensors"),
+            ema=load_tensors(folder / "unet" / f"{WEIGHTS}.safetensors"),
+            optimizer=load_tensors(training / "optimizer.safetensors"),
+            **state,
+        )
+    except TypeError as error:
+        raise ModelError(f"{training / 'state.json'}: {error}") from None
+
+
+def begin_run(run: Path, config: RunConfig) -> None:
+    """Make a folder a run, or renew its configuration."""
+    renew_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
+    (run / "metrics.jsonl").touch()
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that it is not taken for the newest one any more."""
+    with contextlib.suppress(OSError):
+        checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
+
+
+def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove old checkpoints of a run, and what killed processes left half-written.
+
+    What stays are the newest `keep`, and those of every `keep_every`th step.
+    """
+    for path in checkpoints(run)[:-keep]:
+        if keep_every and step_of(path) % keep_every == 0:
+            continue
+        doomed = path.with_name(f".{path.name}.old")  # first out of sight: what has a final name is complete
+        with contextlib.suppress(OSError):
+            path.rename(doomed)
+    _remove_halves(run)
+
+
+def tidy(run: Path) -> None:
+    """Remove what killed processes left half-written in a run that nobody is training."""
+    _remove_halves(run)
+    for folder in (run, run / "samples"):
+        for leftover in folder.glob(f"{PARTIAL}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _remove_halves(run: Path) -> None:
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_folders(run: Path) -> None:
+    """Raises DDPMError, before any work is done, if something stands where a run must be able to write at its end."""
+    for folder in (run, run / "checkpoints", run / "samples"):
+        if folder.exists() and not folder.is_dir():
+            raise DDPMError(f"{folder}: is a file, where a run needs a folder", "Move it away, or name another run.")
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise DDPMError(f"{folder}: cannot be written to", "Check its permissions, or name another run with -o.")
+    for file in (run / "config.json", run / "metrics.jsonl", run / "left_out.txt"):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise DDPMError(f"{file}: is not a file that can be written", "Move it away, or name another run.")

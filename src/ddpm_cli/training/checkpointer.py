@@ -1,0 +1,113 @@
+"""The checkpoints of a run while it is trained: written beside the training, and tried again where a disk fails."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ddpm_cli.config import RunConfig
+from ddpm_cli.errors import DataError, TrainingError
+from ddpm_cli.models import pipeline, runs
+from ddpm_cli.models.recipe import recipe
+from ddpm_cli.training import checkpoint
+from ddpm_cli.training.background import Background
+from ddpm_cli.training.checkpoint import Checkpoint
+from ddpm_cli.training.events import Event, NotSaved, Saved
+
+__all__ = ["Saver"]
+
+SAVE_SECONDS = 1800.0  # a checkpoint at least this often, however slow the machine: half an hour is what can be lost
+RETRY_SECONDS = 60.0  # after a checkpoint could not be written
+
+
+class Saver:
+    """Writes checkpoints of a run, one at a time.
+
+    saved: the step of the newest one that is complete.
+    """
+
+    def __init__(self, run: Path, config: RunConfig, images: int) -> None:
+        """images: how many the run is trained on, for the model's card."""
+        self.saved = 0
+        self._run = run
+        self._config = config
+        self._images = images
+        self._work: Background[Path] = Background()
+        self._begun = 0  # the step of the last one that was begun
+        self._due = time.monotonic() + SAVE_SECONDS
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the clock says that a checkpoint is due."""
+        return time.monotonic() > self._due
+
+    def begin(self, snapshot: Checkpoint) -> None:
+        """Begin to write a checkpoint; what became of the one before must have been taken."""
+        self._begun, self._due = snapshot.step, math.inf
+        self._work.start(lambda: self._write(snapshot))
+
+    def _write(self, snapshot: Checkpoint) -> Path:
+        if not all(bool(value.isfinite().all()) for value in (*snapshot.raw.values(), *snapshot.ema.values())):
+            # Of finite gradients, with a rate beyond all measure: the loss would show it in the next step only.
+            raise TrainingError(f"the weights are not finite at step {snapshot.step}", "Try a smaller --lr.")
+        return checkpoint.save_checkpoint(self._run, self._config, snapshot, self._recipe(snapshot.step))
+
+    def _recipe(self, step: int) -> dict[str, Any]:
+        name = os.fsencode(Path(self._config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
+        return recipe(self._config, name, self._images, step)
+
+    def outcome(self, wait: bool) -> Iterator[Event]:
+        """What became of the checkpoint that is being written, if it is done, or when it is."""
+        match outcome := self._work.outcome(wait):
+            case None:
+                return
+            case Path():
+                self.saved, self._due = self._begun, time.monotonic() + SAVE_SECONDS
+                yield Saved(self._begun, outcome)
+            case OSError() | SafetensorError() | DataError():
+                # A disk that fails or is full must not end a run that lives in memory.
+                self._due = time.monotonic() + RETRY_SECONDS
+                yield NotSaved(self._begun, _reason(outcome))
+            case Exception():
+                raise outcome
+
+    def finish(self, step: int, snapshot: Callable[[], Checkpoint]) -> Iterator[Event]:
+        """The checkpoint with which a run ends, of this step. Raises TrainingError if it cannot be written.
+
+        If the run's folder is gone it is made anew: this is the last chance to keep what was learned.
+        """
+        yield from self.outcome(wait=True)
+        if step == self.saved:
+            return
+        try:
+            if not self._run.is_dir():
+                checkpoint.begin_run(self._run, self._config)
+            yield Saved(step, self._write(snapshot()))
+        except (OSError, SafetensorError, DataError) as error:
+            kept = runs.checkpoints(self._run)
+            hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
+            raise TrainingError(f"step {step} could not be saved ({_reason(error)})", hint) from None
+
+    def add_preview(self, step: int, picture: Path) -> Iterator[Event]:
+        """Show a preview on the card of the checkpoint of its step, if there is one."""
+        if self._begun == step:
+            yield from self.outcome(wait=True)
+        folder = runs.checkpoint_folder(self._run, step)
+        if folder.is_dir():
+            config = self._config
+            try:
+                pipeline.add_preview(folder, config.unet, config.schedule, self._recipe(step), picture.read_bytes())
+            except (OSError, DataError) as error:
+                yield NotSaved(step, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

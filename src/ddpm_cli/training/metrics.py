@@ -1,0 +1,142 @@
+"""The numbers of a training run, between the lines of its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.config import RunConfig
+from ddpm_cli.distributed import World
+from ddpm_cli.errors import TrainingError
+from ddpm_cli.files import renew_file
+from ddpm_cli.training.events import Progress
+
+__all__ = ["Done", "Window", "forget_after"]
+
+
+class Done(NamedTuple):
+    """A training step: the loss of each image here and its t, both (B,), and the norm of the gradient of the batch."""
+
+    losses: Tensor
+    t: Tensor
+    grad_norm: Tensor
+
+
+class Window:
+    """Sums since the last line of metrics.jsonl. They stay on the device until somebody looks at them.
+
+    Of several processes each counts its own images, and all of them must look at the same time.
+    """
+
+    def __init__(
+        self, config: RunConfig, run: Path, device: torch.device, world: World, step: int, seconds: float
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._device = device
+        self._world = world
+        self._rate: float | None = None  # steps a second, smoothed
+        self._seen = (step, seconds)
+        self._looked = time.monotonic()
+        self.reset(step, seconds)
+
+    def reset(self, step: int, seconds: float) -> None:
+        """Begin anew after `step` steps and `seconds` seconds of training."""
+        self._start = (step, seconds)
+        # The sum of the losses, and by quarter of t; and how many images these had.
+        self._loss = torch.zeros(1, device=self._device)
+        self._by_t = torch.zeros(4, device=self._device)
+        self._images = torch.zeros(4, device=self._device)
+        self._grad_norm = torch.zeros((), device=self._device)
+        self._bad = torch.full((2,), math.inf, device=self._device)  # first step with a bad loss, and a bad gradient
+
+    def add(self, done: Done, step: int) -> None:
+        """Take in a step; step: its number, counted from 1."""
+        loss = done.losses.sum()
+        self._loss += loss
+        self._grad_norm += done.grad_norm
+        quarter = done.t * 4 // self._config.schedule.num_train_timesteps
+        self._by_t.index_add_(0, quarter, done.losses)
+        self._images.index_add_(0, quarter, torch.ones_like(done.losses))
+        finite = torch.stack([loss, done.grad_norm]).isfinite()
+        self._bad = torch.where(finite, self._bad, self._bad.clamp(max=step))
+
+    def age(self) -> float:
+        """Seconds since `progress` was last called."""
+        return time.monotonic() - self._looked
+
+    @property
+    def sound(self) -> bool:
+        """Whether all losses and gradients since the last line were finite."""
+        return bool(self._bad.isinf().all())
+
+    def check(self, step: int) -> None:
+        """Raises TrainingError if a loss or a gradient was not finite."""
+        if step > self._start[0]:
+            self._means(step)
+
+    def _means(self, step: int) -> tuple[float, float, list[float | None]]:
+        """Of the loss, of the gradient's norm, and of the losses by quarter of t.
+
+        Raises TrainingError if they are not finite. The weights are those before, but later steps went on from them.
+        """
+        steps = step - self._start[0]
+        sums = self._world.reduce_sum(torch.cat([self._loss, self._by_t, self._images])).tolist()
+        loss = sums[0] / (steps * self._config.train.batch_size)
+        grad_norm = self._grad_norm.item() / steps
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            bad_loss, bad_gradient = self._world.reduce_min(self._bad).tolist()
+            cause = "loss" if bad_loss <= bad_gradient else "gradient"
+            message = f"the {cause} is not finite at step {min(bad_loss, bad_gradient):.0f}"
+            advice = "Try --precision fp32, or a new run with a smaller --lr."
+            raise self._world.reported_once(TrainingError(message, advice))
+        return loss, grad_norm, [sum_ / n if n else None for sum_, n in zip(sums[1:5], sums[5:], strict=True)]
+
+    def progress(self, step: int, seconds: float) -> Progress:
+        """Where the run is, after `step` steps and `seconds` seconds of training."""
+        rate = (step - self._seen[0]) / max(seconds - self._seen[1], 1e-9)
+        self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
+        self._seen = (step, seconds)
+        self._looked = time.monotonic()
+        settings = self._config.train
+        return Progress(
+            step=step,
+            loss=self._means(step)[0],
+            images_per_second=self._rate * settings.batch_size,
+            seconds_left=(settings.steps - step) / self._rate,
+        )
+
+    def line(self, step: int, seconds: float, lr: float) -> dict[str, Any]:
+        """A line of metrics.jsonl. loss_q1..4: of the images whose t was in that quarter, least noise first."""
+        loss, grad_norm, by_t = self._means(step)
+        rate = (step - self._start[0]) / max(seconds - self._start[1], 1e-9)
+        return {
+            "step": step,
+            "loss": round(loss, 6),
+            **{f"loss_q{i}": None if mean is None else round(mean, 6) for i, mean in enumerate(by_t, 1)},
+            "lr": lr,
+            "grad_norm": round(grad_norm, 6),
+            "images_per_second": round(rate * self._config.train.batch_size, 2),
+            "seconds": round(seconds, 3),
+        }
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that belong to steps which will be done again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        renew_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line that was cut off belongs to no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,121 @@
+"""From the images, the machine and the user's wishes to a RunConfig: what `ddpm train ./images` chooses by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ddpm_cli import __version__
+from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig, UNetConfig
+from ddpm_cli.data.survey import Survey
+from ddpm_cli.errors import UsageError
+from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset
+
+__all__ = ["Base", "plan_run"]
+
+_SIZES = (32, 64, 128, 256)
+_TINY_SIZE = 32  # the largest that two processor cores train in minutes
+
+
+def _standard_size(side: int) -> int:
+    """The largest of the usual sizes that needs no enlarging, or the smallest of them."""
+    return max((size for size in _SIZES if size <= side), default=_SIZES[0])
+
+
+def _pick_preset(name: str, size: int, on_gpu: bool) -> tuple[str, Preset]:
+    if name == "auto":
+        fitting = (n for n, p in PRESETS.items() if p.size and size <= p.size)
+        name = next(fitting, "256") if on_gpu else "tiny"
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name} is not a preset", f"Choose from auto, {', '.join(PRESETS)}.")
+    return name, PRESETS[name]
+
+
+def _pick_size(preset: Preset, named: bool, survey: Survey) -> int:
+    """A preset's own size if it was asked for by name; else the images' own if all share one; else a usual one."""
+    if named and preset.size:
+        return preset.size
+    largest = preset.size or _TINY_SIZE
+    side = survey.square_side
+    if side and side <= largest and side % preset.size_multiple == 0:
+        return side
+    return _standard_size(min(survey.median_side, largest))
+
+
+class Base(NamedTuple):
+    """A model to go on from. address: by which it is found again."""
+
+    address: str
+    unet: UNetConfig
+    schedule: ScheduleConfig
+
+
+def _recipe_for(base: Base, preset: str, on_gpu: bool) -> Preset:
+    """The batches of the preset that has this model's size, and the rates of fine-tuning."""
+    if preset != "auto":
+        raise UsageError(f"--preset {preset}: --from brings the network already", "Leave one of the two out.")
+    return replace(_pick_preset("auto", base.unet.sample_size, on_gpu)[1], **FINE_TUNING)
+
+
+def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, int]:
+    """The size and the channels of the images. The network is convolutional: it takes other sizes than its own too."""
+    multiple = base.unet.size_multiple
+    if size is not None and size % multiple:
+        raise UsageError(
+            f"--size {size} is not a multiple of {multiple}, which the model of --from needs",
+            f"It was trained at --size {base.unet.sample_size}.",
+        )
+    if channels not in (None, base.unet.in_channels):
+        raise UsageError(f"--channels {channels}: the model of --from has {base.unet.in_channels}")
+    return size or base.unet.sample_size, base.unet.in_channels
+
+
+def plan_run(
+    survey: Survey,
+    images: str,
+    on_gpu: bool,
+    preset: str = "auto",
+    size: int | None = None,
+    channels: int | None = None,
+    steps: int | None = None,
+    save_every: int | None = None,
+    sample_every: int | None = None,
+    data: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    base: Base | None = None,
+) -> RunConfig:
+    """Choose what was not asked for. images: where they are.
+
+    Without a GPU the preset is tiny; with one, the smallest that holds the images' size. data, train: further fields
+    of DataConfig and TrainConfig that were asked for. base: a model to go on from, which brings the architecture, the
+    schedule, the size and the channels. Raises UsageError if the wishes do not go together.
+    """
+    if base:
+        name, recipe = "fine-tuning", _recipe_for(base, preset, on_gpu)
+        size, channels = _fit_to(base, size, channels)
+        unet, schedule = replace(base.unet, sample_size=size), base.schedule
+    else:
+        name, recipe = _pick_preset(preset, size or _standard_size(survey.median_side), on_gpu)
+        size = size or _pick_size(recipe, preset != "auto", survey)
+        channels = channels or survey.channels
+        unet, schedule = recipe.unet(size, channels), recipe.schedule()
+    steps = steps or recipe.steps
+    # Some checkpoints and previews in every run, also in one much shorter than the recipe's.
+    every = max(1, min(recipe.every, steps // 4))
+    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "lr": recipe.lr} | (train or {})
+    return RunConfig(
+        version=__version__,
+        preset=name,
+        data=DataConfig(images=images, size=size, channels=channels, **(data or {})),
+        train=TrainConfig(
+            steps=steps,
+            lr_warmup=recipe.lr_warmup,
+            save_every=save_every or every,
+            sample_every=sample_every or every,
+            log_every=max(1, min(100, every // 5)),
+            **settings,
+        ),
+        unet=unet,
+        schedule=schedule,
+        base=base.address if base else None,
+    )

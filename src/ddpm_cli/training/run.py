@@ -1,0 +1,478 @@
+"""A run of training: a new one, planned from the images and the machine, or one that goes on from its checkpoint.
+
+`train` does everything. `open_run` gives the same in its parts, to whoever shows them to a person.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
+from ddpm_cli.data import images
+from ddpm_cli.data.cache import cache_folder
+from ddpm_cli.data.pack import Pack, open_pack
+from ddpm_cli.data.sources import Source, name_of, open_sources
+from ddpm_cli.data.survey import survey
+from ddpm_cli.data.work import OnProgress, silent
+from ddpm_cli.device import pick_dtype
+from ddpm_cli.distributed import World, process_group, restarted_in, sign
+from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
+from ddpm_cli.files import LOCK, lock, read_config, renew_file
+from ddpm_cli.hub_address import parse_name, parse_url
+from ddpm_cli.models import hub
+from ddpm_cli.models.pretrained import read_configs, read_model
+from ddpm_cli.models.runs import checkpoints, step_of
+from ddpm_cli.training import checkpoint
+from ddpm_cli.training.events import Event
+from ddpm_cli.training.plan import Base, plan_run
+from ddpm_cli.training.rehearsal import BlankPack, Rehearsal, measure, rehearse
+from ddpm_cli.training.trainer import Trainer
+
+__all__ = ["Bar", "Request", "Run", "open_run", "train"]
+
+_NAMED = 5  # files that an error names where more were left out
+_DATA_FIELDS = {field.name for field in fields(DataConfig)} - {"images"}
+_TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
+
+# Opens a progress bar for one piece of work, named in words, and closes it at the end.
+Bar = Callable[[str], AbstractContextManager[OnProgress]]
+
+
+@contextmanager
+def _no_bar(what: str) -> Iterator[OnProgress]:
+    yield silent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run. Whatever is left out is chosen from the images and the machine, or was chosen before.
+
+    images: folders, archives, lists, image files, or hf://org/name; see `data.sources.open_sources`.
+    folder: the run's; None is runs/<name of the images>.
+    data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
+    start_from: the address of a model whose weights and schedule a new run starts from.
+    resume: go on with the run if it is there. force: move a run of that name aside and start anew; with resume, go on
+    with other images. strict: refuse images that cannot be used, instead of leaving them out.
+    """
+
+    images: Sequence[str]
+    folder: Path | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    start_from: str | None = None
+    resume: bool = False
+    force: bool = False
+    strict: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError on values that no run can have."""
+        if self.data.get("fit", "crop") not in ("crop", "pad", "stretch"):
+            raise UsageError(f"--fit {self.data['fit']} is not crop, pad or stretch")
+        if not 0 < self.train.get("lr", 1.0) < math.inf:
+            raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
+        if "background" in self.data:
+            images.check_background(self.data["background"])
+
+
+@dataclass
+class Run:
+    """A run that is open: nobody else trains it, its images are decoded, its trainer is ready.
+
+    images: as they were named. config: the decided settings. resuming: whether it goes on with a run that is there.
+    """
+
+    folder: Path
+    images: Sequence[str]
+    config: RunConfig
+    resuming: bool
+    trainer: Trainer
+    _opening: _Opening
+
+    def measure(self) -> Rehearsal:
+        """Train for some seconds and forget it: memory, speed and time of the run. It can not be trained afterwards."""
+        found = checkpoints(self.folder) if self.resuming else []
+        world = self.trainer.world
+        self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
+        return measure(self.trainer)
+
+    def begin(self) -> None:
+        """Try the largest step, go back to the newest checkpoint, and make the run's folder. In every process."""
+        rehearse(self.trainer)
+
+        def on_main() -> None:
+            if self.resuming:
+                self._opening.restore(self.trainer)
+            self._opening.make_folder(self.config, self.resuming)
+            _write_left_out(self.folder, self.trainer.pack)
+
+        self.trainer.world.on_main(on_main)
+
+    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train to the last step, after `begin`; see `Trainer.events`."""
+        return self.trainer.events(should_stop)
+
+
+def train(
+    images: str | Path | Sequence[str | Path],
+    folder: str | Path | None = None,
+    *,
+    preset: str = "auto",
+    start_from: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    strict: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_note: Callable[[str], None] = lambda text: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> Path:
+    """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, which is its address.
+
+    images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
+    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000.
+    start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
+    on_event: is given every event of `training.events`. on_note: is told in words what may surprise.
+    should_stop: is asked after every step; when it returns True, the run is saved and stops.
+    Started by torchrun, the processes train together. Raises DDPMError; TypeError on a setting that does not exist.
+    """
+    data = {name: settings.pop(name) for name in _DATA_FIELDS & settings.keys()}
+    if unknown := settings.keys() - _TRAIN_FIELDS:
+        raise TypeError(f"train() has no setting {min(unknown)!r}")
+    named = [images] if isinstance(images, str | Path) else images
+    request = Request(
+        images=[str(image) for image in named],
+        folder=None if folder is None else Path(folder),
+        data=data,
+        train=settings,
+        preset=preset,
+        start_from=start_from,
+        resume=resume,
+        force=force,
+        strict=strict,
+    )
+    with process_group() as world, open_run(request, world, device, precision, warn=on_note) as run:
+        run.begin()
+        for event in run.events(should_stop):
+            on_event(event)
+        return run.folder
+
+
+@contextmanager
+def open_run(
+    request: Request,
+    world: World,
+    device: str = "auto",
+    precision: str = "auto",
+    dry: bool = False,
+    bar: Bar = _no_bar,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Iterator[Run]:
+    """Decide everything about a run, decode its images, and keep other processes from it until the block ends.
+
+    Every process calls it. dry: for `Run.measure` alone; decodes nothing, locks nothing, writes nothing.
+    warn: is told what may surprise, in the main process. Raises DDPMError.
+    """
+    with ExitStack() as held:
+        where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
+        opening = _Opening(request, world, where, dry, bar, warn, held)
+        config, resuming, base = world.on_main(opening.decide)
+        pack = opening.blank_pack(config.data) if dry else opening.packs(config.data)
+
+        def trainer_here() -> Trainer:
+            weights = read_model(base.folder, base.files)[0].state_dict() if base and world.is_main else None
+            return Trainer(opening.folder, config, pack, where, dtype, weights, world)
+
+        trainer = world.on_all(trainer_here)
+        yield Run(opening.folder, request.images, config, resuming, trainer, opening)
+
+
+class _Decision(NamedTuple):
+    """base: the model whose weights a run starts from, if it does and has none of its own yet."""
+
+    config: RunConfig
+    resuming: bool
+    base: hub.Located | None
+
+
+class _Opening:
+    """The way from a request to a run. Methods run in the main process alone unless they say otherwise."""
+
+    def __init__(
+        self,
+        request: Request,
+        world: World,
+        where: torch.device,
+        dry: bool,
+        bar: Bar,
+        warn: Callable[[str], None],
+        held: ExitStack,
+    ) -> None:
+        """held: what the run holds on to until it ends."""
+        self.folder = request.folder or Path("runs") / name_of(request.images)
+        self._request = request
+        self._world = world
+        self._where = where
+        self._dry = dry
+        self._bar = bar
+        self._warn = warn
+        self._held = held
+        self._locked = False
+        self._resume = request.resume
+        self._force = request.force
+        self._source: Source | None = None
+
+    @property
+    def source(self) -> Source:
+        """The images that were named; finding them may take a while."""
+        if self._source is None:
+            with self._bar("looking for images") as progress:
+                self._source = open_sources(self._request.images, cache_folder(), progress)
+        return self._source
+
+    def decide(self) -> _Decision:
+        """Decide everything about the run, and lock it. Raises DDPMError."""
+        self._request.check()
+        old = self._old_config()
+        if old:
+            config = self._resumed(old)
+            base = None if checkpoints(self.folder) else self._locate(old.base)
+        else:
+            base = self._locate(self._request.start_from)
+            config = self._planned(base)
+        config = replace(config, data=replace(config.data, images=self.source.address))
+        _check_batch(config.train, self._world.size)
+        return _Decision(config, old is not None, base)
+
+    def _old_config(self) -> RunConfig | None:
+        """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
+        exists = (self.folder / "config.json").is_file()
+        checkpoint.check_folders(self.folder)
+        if exists and not self._dry:
+            self._lock()
+            if restarted_in(self.folder / LOCK):  # torchrun calls the same command again; its run is there by now
+                self._resume, self._force = True, self._force and self._resume
+        if self._resume and exists:
+            return read_config(RunConfig, self.folder / "config.json")
+        if exists and not self._force:
+            raise _taken(self.folder)
+        if self.folder.exists() and not exists and not _is_empty(self.folder):
+            raise DDPMError(f"{self.folder}: exists, and is not a run of ddpm", "Name another folder with -o.")
+        return None
+
+    def _lock(self) -> None:
+        """Be the only one that trains this run, until it ends."""
+        try:
+            self._locked = True
+            if not self._held.enter_context(lock(self.folder / LOCK, wait=False)):
+                self._warn(
+                    f"{self.folder}: this file system has no locks, so nothing keeps a second process from training "
+                    "this run at the same time, which would damage it"
+                )
+        except LockedError:
+            raise LockedError(
+                f"{self.folder}: another process is training this run",
+                "Wait for it, or stop it. ddpm plot shows how far it is.",
+            ) from None
+
+    def _locate(self, address: str | None) -> hub.Located | None:
+        """Find the model whose weights a run starts from, if it starts from one."""
+        return None if address is None else hub.resolve(address)
+
+    def _planned(self, base: hub.Located | None) -> RunConfig:
+        """The configuration of a new run. base: the model that it starts from."""
+        data, settings = dict(self._request.data), dict(self._request.train)
+        with self._bar("reading headers") as progress:
+            found = survey(self.source, progress)
+        return plan_run(
+            found,
+            self.source.address,
+            on_gpu=self._where.type != "cpu",
+            preset=self._request.preset or "auto",
+            size=data.pop("size", None),
+            channels=data.pop("channels", None),
+            steps=settings.pop("steps", None),
+            save_every=settings.pop("save_every", None),
+            sample_every=settings.pop("sample_every", None),
+            data=data,
+            train=settings,
+            base=Base(base.address, *read_configs(base.folder, base.files)) if base else None,
+        )
+
+    def _resumed(self, old: RunConfig) -> RunConfig:
+        """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
+        preset, start_from = self._request.preset, self._request.start_from
+        contradictions = [
+            f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
+            for part, asked in (("data", self._request.data), ("train", self._request.train))
+            for key, value in asked.items()
+            if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
+        ]
+        if preset not in (None, "auto", old.preset):
+            contradictions.append(f"--preset {preset} (the run has {old.preset})")
+        if start_from is not None and not _same_model(start_from, old.base):
+            contradictions.append(f"--from {start_from} (the run {f'has {old.base}' if old.base else 'has none'})")
+        if contradictions:
+            raise UsageError(
+                f"--resume: contradicts the run: {', '.join(contradictions)}",
+                "Leave these out to go on with the run, or start another with -o RUN.",
+            )
+        free = {key: value for key, value in self._request.train.items() if key in TrainConfig.FREE}
+        return replace(old, train=replace(old.train, **free))
+
+    def packs(self, data: DataConfig) -> Pack:
+        """The decoded images. Every process calls it.
+
+        The main process decodes them. A process on another machine that does not see its cache decodes its own copy.
+        Raises DataError if there is none, or another one.
+        """
+        found: list[Pack] = []
+
+        def decode() -> Pack:
+            with self._bar("decoding images") as progress:
+                return open_pack(self.source, data, cache_folder(), progress)
+
+        def on_main() -> tuple[Path, str]:
+            found.append(decode())
+            if self._request.strict:
+                _require_all(found[0])
+            return found[0].folder, found[0].fingerprint
+
+        folder, fingerprint = self._world.on_main(on_main)
+
+        def here() -> Pack:
+            if found:
+                return found[0]
+            try:
+                pack = Pack(folder)
+            except (OSError, ValueError, KeyError, TypeError):
+                pack = decode()
+            if pack.fingerprint != fingerprint:
+                raise DataError(f"{self.source.path}: not the images that process 0 has on its machine")
+            return pack
+
+        return self._world.on_all(here)
+
+    def blank_pack(self, data: DataConfig) -> Pack:
+        """As many images of that size, none of which is decoded. Every process calls it."""
+
+        def count() -> int:
+            with self._bar("looking for images") as progress:
+                self.source.scan(progress)
+            return len(self.source.names)
+
+        return BlankPack(self._world.on_main(count), (data.channels, data.size, data.size))
+
+    def restore(self, trainer: Trainer) -> None:
+        """Load the newest checkpoint. Raises DDPMError if the images are others now, unless that is forced."""
+        found = checkpoints(self.folder)
+        if not found:
+            self._warn(f"{self.folder} has no checkpoint yet; starting from step 0")
+            return
+        if self._newest_good(trainer, found) != trainer.pack.fingerprint:
+            if not self._force:
+                raise DDPMError(
+                    "--resume: the images are not those that the run was trained on",
+                    "Give those, or train another run with -o RUN, or add --force to go on with these.",
+                )
+            self._warn("going on with other images than those that the run was trained on")
+        if trainer.step > trainer.config.train.steps:
+            raise UsageError(
+                f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
+                "--steps is the total, resumed or not.",
+            )
+
+    def _newest_good(self, trainer: Trainer, found: list[Path]) -> str:
+        """Load the newest whole checkpoint, and set damaged newer ones aside. Returns its pack's fingerprint."""
+        damaged = []
+        for path in reversed(found):
+            try:
+                fingerprint = trainer.resume(path)
+            except ModelError as error:
+                self._warn(error.message)
+                damaged.append(path)
+                continue
+            for newer in damaged:
+                checkpoint.set_aside(newer)
+                self._warn(f"{newer.name} is damaged, and set aside; going on from {path.name}")
+            return fingerprint
+        raise ModelError(
+            f"{self.folder}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
+        )
+
+    def make_folder(self, config: RunConfig, resuming: bool) -> None:
+        """Make the run's folder, now that nothing more can be refused."""
+        run = self.folder
+        if self._force and not resuming and run.exists():
+            if not self._locked:  # it was no run when we looked, and another process may be training it now
+                self._lock()
+            aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
+            run.rename(aside)
+            self._warn(f"moved the run that was in {run} to {aside}")
+        if not resuming:
+            self._lock()
+            if (run / "config.json").exists():  # since we looked
+                raise _taken(run)
+        sign(run / LOCK)
+        checkpoint.begin_run(run, config)
+        checkpoint.tidy(run)
+
+
+def _taken(run: Path) -> DDPMError:
+    return DDPMError(
+        f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
+    )
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing but what a killed process left half-written."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _same_model(address: str, base: str | None) -> bool:
+    """Whether an address may be that of the model that a run started from; a revision may have moved on since."""
+    if base is None:
+        return False
+    path = Path(address).expanduser()
+    if path.exists():
+        here = path.resolve()
+        return Path(base) in (here, here.parent) or Path(base).parent in (here, here / "checkpoints")
+    found = parse_url(address) if "://" in address else parse_name(address)
+    return found is not None and found.name == base.partition("@")[0]
+
+
+def _check_batch(settings: TrainConfig, processes: int) -> None:
+    """Raises UsageError if a batch cannot be shared out as it should be."""
+    if settings.accumulate > settings.batch_size:
+        raise UsageError(f"--accumulate {settings.accumulate}: a batch has only {settings.batch_size} images")
+    if processes > settings.batch_size:
+        raise UsageError(f"--batch-size {settings.batch_size}: fewer images than the {processes} processes")
+
+
+def _require_all(pack: Pack) -> None:
+    """For --strict: raises DataError, naming some of them, if images were left out."""
+    if pack.left_out:
+        named = [f"\n  {name}: {reason}" for name, reason in pack.left_out[:_NAMED]]
+        more = f"\n  and {rest} more" if (rest := len(pack.left_out) - _NAMED) > 0 else ""
+        raise DataError(
+            f"--strict: {len(pack.left_out)} images cannot be used{''.join(named)}{more}",
+            "Repair or remove them. Without --strict a run leaves them out and lists them in its left_out.txt.",
+        )
+
+
+def _write_left_out(run: Path, pack: Pack) -> None:
+    """Write into the run's folder which images were left out, and why: `name: reason`, a line each."""
+    path = run / "left_out.txt"
+    if pack.left_out:
+        renew_file(path, "".join(f"{name}: {reason}\n" for name, reason in pack.left_out).encode())
+    else:
+        path.unlink(missing_ok=True)  # from a time when some were

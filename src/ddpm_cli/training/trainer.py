@@ -1,0 +1,350 @@
+"""The training loop (Algorithm 1). It writes the run's files and yields events; it prints nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.config import RunConfig
+from ddpm_cli.data import images, pictures
+from ddpm_cli.data.batches import Batches
+from ddpm_cli.data.pack import Pack
+from ddpm_cli.device import autocast, memory_format, place, synchronize
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.loss import training_loss
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
+from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
+from ddpm_cli.files import write_file
+from ddpm_cli.models import runs
+from ddpm_cli.models.ddpm import DDPM
+from ddpm_cli.nn.ema import EMA
+from ddpm_cli.nn.unet import UNet
+from ddpm_cli.rng import ImageNoise, seed_everything, training_noise
+from ddpm_cli.training import checkpoint
+from ddpm_cli.training.checkpointer import Saver
+from ddpm_cli.training.events import Event, Finished, Logged, NotSaved, Previewed, Previewing
+from ddpm_cli.training.metrics import Done, Window, forget_after
+
+__all__ = ["PREVIEW_IMAGES", "Trainer"]
+
+PREVIEW_IMAGES = 16
+PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
+_EVENT_SECONDS = 0.25
+
+
+class Trainer:
+    """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone.
+
+    With several processes each has a Trainer. All hold the same weights, each computes its rows of every batch, and
+    the one that leads writes.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        pack: Pack,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: Mapping[str, Tensor] | None = None,
+        world: World | None = None,
+    ) -> None:
+        """Start from the weights of a model, or from fresh ones; only those of the process that leads count.
+
+        dtype: of the matrix products; weights, averages and the optimiser are float32.
+        """
+        self.run = run
+        self.config = config
+        self.pack = pack
+        self.device = device
+        self.dtype = dtype
+        self.world = world or World()
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent in them
+        self.schedule = NoiseSchedule.from_config(config.schedule)
+        self.batches = Batches(len(pack), config.train.batch_size, config.train.seed)
+        self.rows = self.world.rows(config.train.batch_size)  # of every batch, that are computed here
+
+        seed_everything(config.train.seed, "weights")
+        unet = UNet(config.unet)
+        if weights is None:
+            unet.reset_parameters()
+        else:
+            unet.load_state_dict(weights)
+        self.unet = place(unet, device).train()
+        self.network: nn.Module = self.unet  # what is trained: the U-Net, or all processes' as one
+        averaged = UNet(config.unet)
+        averaged.load_state_dict(unet.state_dict())
+        self.averaged = place(averaged, device).eval().requires_grad_(False)
+        self.parameters = list(self.unet.parameters())
+        self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
+        for parameter in self.parameters:  # Adam would make them in its first step, but memory should run out now
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self.saver = Saver(run, config, len(pack))
+        self._colours: dict[str, list[float]] = {}  # of the samples that were drawn since the last line of metrics
+        self._updating = False  # whether the weights are between two steps
+
+    def _moments(self) -> dict[str, Tensor]:
+        """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
+        return {
+            f"{key}.{name}": value
+            for name, parameter in self.unet.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the size of a checkpoint: the averages, the raw weights and Adam's two moments."""
+        return 4 * sum(parameter.nbytes for parameter in self.parameters)
+
+    def resume(self, folder: Path) -> str:
+        """Go on from a checkpoint. Returns the fingerprint of the images it was trained on.
+
+        Raises ModelError if it is damaged.
+        """
+        saved = checkpoint.load_training(folder)
+        try:
+            self.unet.load_state_dict(saved.raw)
+            self.averaged.load_state_dict(saved.ema)
+            for name, moment in self._moments().items():
+                moment.copy_(saved.optimizer[name])
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
+        self.ema.updates = saved.ema_updates
+        self.step = self.saver.saved = saved.step
+        self.seconds = saved.seconds
+        return saved.images
+
+    def unite(self) -> None:
+        """Bring all processes to the state of the one that leads, and join their networks."""
+        self.step, self.seconds, self.ema.updates = self.world.on_main(
+            lambda: (self.step, self.seconds, self.ema.updates)
+        )
+        self.world.broadcast([*self.unet.parameters(), *self.averaged.parameters(), *self._moments().values()])
+        self.network = self.world.data_parallel(self.unet, self.device)
+
+    def train_step(self) -> Done:
+        """One pass of Algorithm 1's loop, and the average of Section 4."""
+        settings = self.config.train
+        x_0, t, eps = self._batch()
+        seed_everything(settings.seed, f"dropout {self.world.rank}", self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        # The gradient of the whole batch, from parts of it that fit into memory: what is drawn does not depend on them.
+        *first, last = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
+        for part in first:
+            with no_sync(self.network):
+                losses.append(self.backward(*part))
+        losses.append(self.backward(*last))
+        self._updating = True
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
+        self.optimizer.param_groups[0]["lr"] = self._lr()
+        # What is not finite changes no weight: Adam leaves out a step that is marked so, without asking the device. On
+        # Apple's GPUs it does not look.
+        finite = grad_norm.isfinite()
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        if self.device.type != "mps" or finite:
+            self.optimizer.step()
+        self.ema.update(self.parameters)
+        self.step += 1
+        self._updating = False
+        return Done(torch.cat(losses), t, grad_norm)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's rows of the step's x_0, t and eps."""
+        settings = self.config.train
+        try:
+            batch = self.pack[self._mine(self.step)]
+            self.pack.prefetch(self._mine(self.step + 1))
+        except OSError as error:
+            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({error})") from None
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
+        mirrored, t, eps = training_noise(
+            settings.seed, self.step, settings.batch_size, self.rows, self.pack.shape, self.schedule.T, self.device
+        )
+        if self.config.data.flip:
+            x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(3), x_0)
+        return x_0, t, eps.contiguous(memory_format=memory_format(self.device))
+
+    def _mine(self, step: int) -> Tensor:
+        """Which images are this process's rows of a step's batch."""
+        return self.batches[step][self.rows.start : self.rows.stop]
+
+    def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
+        with autocast(self.device, self.dtype):
+            loss = training_loss(Denoiser(self.network, self.schedule, self.config.schedule), x_0, t, eps)
+        # Processes take the mean of their gradients; together they shall have that of the mean over the whole batch.
+        (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _lr(self) -> float:
+        settings = self.config.train
+        return settings.lr * min(1.0, (self.step + 1) / max(1, settings.lr_warmup))
+
+    def _snapshot(self) -> checkpoint.Checkpoint:
+        """A copy of all that the run goes on from, on the CPU, no longer changed by the training."""
+        ema, raw, moments = map(_copied, (self.averaged.state_dict(), self.unet.state_dict(), self._moments()))
+        return checkpoint.Checkpoint(
+            step=self.step,
+            raw=raw,
+            ema=ema,
+            ema_updates=self.ema.updates,
+            optimizer=moments,
+            seconds=round(self.seconds, 3),
+            images=self.pack.fingerprint,
+        )
+
+    def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
+        """Draw a grid of samples from the averaged weights, and one from the raw ones, from the same noise every time.
+
+        Returns None if it was asked to stop before.
+        """
+        samples = self._draw(self.averaged, should_stop)
+        self.unet.eval()
+        raw = None if samples is None else self._draw(self.unet, should_stop)
+        self.unet.train()
+        if samples is None or raw is None:
+            return None
+        path = self.run / "samples" / f"step-{self.step:08d}.png"
+        raw_path = path.with_stem(f"{path.stem}-raw")
+        data = [round(mean, 2) for mean in self.pack.mean]
+        checkpoint.require_run(self.run)
+        write_file(path, pictures.picture_bytes(pictures.grid(samples)))
+        write_file(raw_path, pictures.picture_bytes(pictures.grid(raw)))
+        return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
+
+    def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
+        model = DDPM(unet, self.config.schedule)
+        noise = ImageNoise(self.config.train.seed, range(PREVIEW_IMAGES), model.shape)
+        with autocast(self.device, self.dtype):
+            for step in model.sample_loop(noise(), steps=min(PREVIEW_STEPS, model.schedule.T), noise=noise):
+                if should_stop():
+                    return None
+                x_t = step.x_t
+        return images.to_uint8(x_t).cpu()
+
+    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train to the last step, writing metrics, previews and checkpoints on the way.
+
+        should_stop: asked after every step; when it says so, in any process, a checkpoint is written and the run ends.
+        Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched; and whatever else
+        ends a run, after a checkpoint of what was learned until then, where that can be had.
+        """
+        self.unite()
+        self.world.on_main(lambda: forget_after(self.run / "metrics.jsonl", self.step))
+        window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
+        try:
+            yield from self._steps(window, should_stop)
+            window.check(self.step)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and self.world.size > 1 and is_lost(error):
+                error = lost_process(error)
+            if self.world.is_main:
+                yield from self._rescue(window, isinstance(error, LostProcessError))
+            if isinstance(error, TrainingError) and (kept := runs.checkpoints(self.run)):
+                error.hint = f"{kept[-1]} is safe: --resume goes on from there. {error.hint or ''}".strip()
+            raise error
+        yield from self.world.on_all(lambda: list(self._finish_saving()) if self.world.is_main else [])
+        yield Finished(self.step, interrupted=self.step < self.config.train.steps)
+
+    def _steps(self, window: Window, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        settings, world = self.config.train, self.world
+        [stop] = world.any(should_stop())
+        while self.step < settings.steps and not stop:
+            started = time.perf_counter()
+            window.add(self.train_step(), self.step)
+            # What the clock says, the process that leads says for all.
+            stop, overdue, look = world.any(
+                should_stop(),
+                world.is_main and self.saver.overdue,
+                world.is_main and window.age() > _EVENT_SECONDS,
+            )
+            done = self.step == settings.steps
+            log = done or self.step % settings.log_every == 0
+            save = done or self.step % settings.save_every == 0 or overdue
+            draw = done or self.step % settings.sample_every == 0
+            if log or save or draw or look:
+                synchronize(self.device)
+            self.seconds += time.perf_counter() - started
+            if log or save or draw or look:
+                yield window.progress(self.step, self.seconds)
+            if world.is_main:
+                yield from self.saver.outcome(wait=save)
+                if save:
+                    self.saver.begin(self._snapshot())
+                if draw:
+                    yield Previewing(self.step)
+                    yield from self._previewed(should_stop)
+            if save or draw:  # wait here, and not in the next step's gradients, whose patience is minutes
+                [stop] = world.any(stop or should_stop())
+            if log:
+                line = window.line(self.step, self.seconds, self.optimizer.param_groups[0]["lr"]) | self._colours
+                window.reset(self.step, self.seconds)
+                self._colours = {}
+                if world.is_main:
+                    yield from self._log(line)
+                yield Logged(line)
+
+    def _finish_saving(self) -> Iterator[Event]:
+        """The checkpoint with which the run ends, unless it was written already."""
+        return self.saver.finish(self.step, self._snapshot)
+
+    def _is_sound(self, window: Window) -> bool:
+        """Whether the weights are those after a whole step, and finite, and no step was left out for not being so."""
+        try:
+            finite = window.sound and all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+        except RuntimeError:  # the device does not answer any more
+            return False
+        return finite and not self._updating
+
+    def _rescue(self, window: Window, alone: bool) -> Iterator[Event]:
+        """What can still be saved of a run that cannot go on: what is being written, and what was learned since.
+
+        alone: whether another process is gone. A GPU may then wait for it forever, or have gone on without it.
+        """
+        try:
+            if not (alone and self.device.type == "cuda") and self._is_sound(window):
+                yield from self._finish_saving()
+            else:
+                yield from self.saver.outcome(wait=True)
+        except Exception as error:  # the one that ends the run is said
+            yield NotSaved(self.step, str(error), goes_on=False)
+
+    def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Draw a preview, note its colours, and show it on the card of the checkpoint of this step if there is one."""
+        try:
+            preview = self.preview(should_stop)
+        except (OSError, DataError) as error:
+            yield NotSaved(self.step, str(error))
+            return
+        if preview is None:
+            return
+        yield preview
+        self._colours = {"mean": preview.mean, "raw_mean": preview.raw_mean, "data_mean": preview.data}
+        yield from self.saver.add_preview(self.step, preview.path)
+
+    def _log(self, line: Mapping[str, Any]) -> Iterator[Event]:
+        try:
+            with (self.run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            yield NotSaved(self.step, str(error))
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}

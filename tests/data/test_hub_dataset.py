@@ -1,0 +1,79 @@
+"""Data sets of the Hub, through the real library `datasets`, from a server on 127.0.0.1."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import hub_server
+from ddpm_cli.config import DataConfig
+from ddpm_cli.data.pack import open_pack
+from ddpm_cli.data.sources import open_source
+from ddpm_cli.errors import DataError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def hub():
+    with hub_server.serve() as server:
+        yield server
+
+
+def pack_of(address: str):
+    cache = Path("cache")
+    return open_pack(open_source(address, cache), DataConfig(images=address, size=8, channels=1), cache)
+
+
+def picture(gray: int) -> Image.Image:
+    return Image.new("L", (8, 8), gray)
+
+
+def png(gray: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(gray).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def parquet(images: list[Image.Image | None], folder: Path) -> Path:
+    features = datasets.Features({"label": datasets.Value("int64"), "picture": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"label": list(range(len(images))), "picture": images}, features=features)
+    (folder / "data").mkdir(parents=True)
+    rows.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_table_with_a_column_of_images(cli, hub, tmp_path):
+    hub.add("datasets/org/table", parquet([picture(10), None, picture(30)], tmp_path / "table"))
+    pack = pack_of("hf://org/table")
+    assert pack[torch.arange(2)].float().mean((1, 2, 3)).tolist() == [10, 30]
+    assert pack.left_out == [("train/1", "there is no image in this row")]
+    again = pack_of("https://huggingface.co/datasets/org/table")
+    assert again.fingerprint == pack.fingerprint
+    made = pack.folder.stat().st_mtime_ns
+    assert pack_of("hf://org/table").folder.stat().st_mtime_ns == made  # the key is the same in the next process too
+    options = ("--steps", 1, "--batch-size", 2, "--preset", "tiny", "--size", 8)
+    code, out, err = cli("train", "hf://org/table", *options)
+    assert (code, out) == (0, "runs/table\n"), err
+    assert "2 in hf://org/table, 1 left out" in err
+
+
+def test_a_folder_of_images_and_a_revision(hub, tmp_path):
+    for i in range(3):
+        (tmp_path / "loose" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loose" / "train" / f"{i}.png").write_bytes(png(10 * i))
+    hub.add("datasets/org/loose", tmp_path / "loose")
+    pack = pack_of("hf://org/loose@v1")
+    assert sorted(pack[torch.arange(3)].float().mean((1, 2, 3)).tolist()) == [0, 10, 20]
+
+
+def test_what_is_no_data_set_of_images(hub, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "train.csv").write_text("a,b\n1,2\n")
+    hub.add("datasets/org/text", tmp_path / "text")
+    with pytest.raises(DataError, match=r"has no column of images \(but a, b\)"):
+        open_source("hf://org/text", Path("cache"))
+    with pytest.raises(DataError, match="hf://org/none: cannot be had"):
+        open_source("hf://org/none", Path("cache"))

@@ -1,0 +1,267 @@
+"""Folders, archives, lists: the same images, wherever they come from."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ddpm_cli.config import DataConfig
+from ddpm_cli.data.pack import open_pack
+from ddpm_cli.data.sources import open_source
+from ddpm_cli.data.sources.hub_dataset import parse_address
+from ddpm_cli.data.survey import survey
+from ddpm_cli.data.work import in_threads
+from ddpm_cli.errors import DataError
+from ddpm_cli.text import printable
+
+
+def source_of(path):
+    source = open_source(path, Path("cache"))
+    source.scan()
+    return source
+
+
+def pack_of(path, **settings):
+    config = DataConfig(images=str(path), **({"size": 28, "channels": 1} | settings))
+    return open_pack(open_source(path, Path("cache")), config, Path("cache"))
+
+
+def png(gray: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (28, 28), gray).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tar(digits, tmp_path) -> Path:
+    with tarfile.open(tmp_path / "digits.tar", "w") as archive:
+        archive.add(digits, ".")
+    return tmp_path / "digits.tar"
+
+
+def test_all_kinds_hold_the_same_images(digits, tar, tmp_path):
+    expected = pack_of(digits)
+    with zipfile.ZipFile("digits.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in digits.rglob("*.png"):
+            archive.write(path, path.relative_to(digits))
+    Path("list.txt").write_text("".join(f"{digits / name}\n" for name in source_of(digits).names))
+    compressed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    for suffix, compress in compressed.items():
+        Path(f"digits.tar{suffix}").write_bytes(compress(tar.read_bytes()))
+    shutil.copy("digits.tar.gz", "no name says what it is")
+    kinds = ["digits.zip", "digits.tar", "list.txt", *(f"digits.tar{suffix}" for suffix in compressed)]
+    for kind in [*kinds, "no name says what it is"]:
+        pack = pack_of(kind)
+        assert (len(pack), pack.fingerprint, pack.left_out) == (60, expected.fingerprint, []), kind
+        assert survey(open_source(kind, Path("cache"))) == survey(source_of(digits)), kind
+    assert {path.name for path in Path("cache").iterdir()} == {"packs", "locks", "CACHEDIR.TAG"}
+
+
+def test_threads_read_archives_side_by_side(tar):
+    with zipfile.ZipFile("many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(256):
+            archive.writestr(f"{i:03}.png", png(i))
+    Path("digits.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    for path in ("many.zip", tar, "digits.tar.gz"):
+        source = source_of(path)
+
+        def read(name: str, source=source) -> bytes:
+            with source.open(name) as file:
+                return file.read()
+
+        assert list(in_threads(read, source.names)) == [read(name) for name in source.names]
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder.tar", "folder.zip", "list.txt"])
+def test_the_key_changes_when_a_file_does(kind, digits):
+    def make() -> str:
+        if kind == "folder.zip":
+            shutil.make_archive("folder", "zip", "folder")
+        elif kind == "folder.tar":
+            shutil.make_archive("folder", "tar", "folder")
+        elif kind == "list.txt":
+            Path(kind).write_text("".join(f"{path}\n" for path in sorted(Path("folder").rglob("*.png"))))
+        return open_source(kind, Path("cache")).key
+
+    shutil.copytree(digits, "folder")
+    one = next(Path("folder").rglob("*.png"))
+    keys = [make()]
+    if kind != "folder.tar":
+        assert make() == keys[0]
+    one.write_bytes(png(3))
+    keys.append(make())
+    one.rename(one.with_name("renamed.png"))
+    keys.append(make())
+    one.with_name("renamed.png").unlink()
+    keys.append(make())
+    assert len(set(keys)) == 4
+
+
+def test_a_tar_whose_pack_exists_is_not_unpacked(tar, monkeypatch):
+    Path("digits.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    assert len(pack_of("digits.tar.gz")) == 60
+    monkeypatch.setattr("ddpm_cli.data.sources.archives.Tar.scan", lambda *args: pytest.fail("it was read"))
+    assert len(pack_of("digits.tar.gz")) == 60
+
+
+def test_what_a_tar_may_hold(digits):
+    def add(archive, name, data=b"", **fields):
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.addfile(info, io.BytesIO(data))
+
+    with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        add(archive, "a/old.png", b"replaced below")
+        add(archive, "./a/old.png", png(9))
+        add(archive, "a/" + "long" * 80 + ".png", png(1))
+        add(archive, "a/hard.png", type=tarfile.LNKTYPE, linkname="./a/old.png")
+        add(archive, "a/soft.png", type=tarfile.SYMTYPE, linkname="../a/old.png")
+        add(archive, "a/lost.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(archive, "a/pipe.png", type=tarfile.FIFOTYPE)
+        add(archive, "a/disk.png", type=tarfile.BLKTYPE)
+        add(archive, "a/folder.png", type=tarfile.DIRTYPE)
+        add(archive, "a/empty.png")
+        add(archive, "a/.hidden.png", png())
+        add(archive, "__MACOSX/a.png", png())
+        add(archive, "a/text.txt", b"no image")
+    Path("odd.tar.xz").write_bytes(lzma.compress(Path("odd.tar").read_bytes()))
+    for name in ("odd.tar", "odd.tar.xz"):
+        pack = pack_of(name)
+        assert len(pack) == 4
+        left_out = dict(pack.left_out)
+        assert left_out.keys() == {"a/lost.png", "a/pipe.png", "a/disk.png", "a/empty.png"}
+        assert "link" in left_out["a/lost.png"]
+        assert left_out["a/empty.png"] == "is empty"
+
+
+def test_archives_that_are_cut_short(digits, tar):
+    """What is before the damage is taken, and the damage is named."""
+    whole = tar.read_bytes()
+    cuts = {"header.tar": whole[: 40 * 1024 + 100], "noise.tar": whole[: 40 * 1024] + b"\xff" * 4096}
+    cuts |= {"half.tar.gz": (packed := gzip.compress(whole))[: len(packed) // 2]}
+    cuts |= {"half.tar.xz": (packed := lzma.compress(whole))[: len(packed) // 2]}
+    for name, data in cuts.items():
+        Path(name).write_bytes(data)
+        pack = pack_of(name)
+        assert 0 < len(pack) < 60, name
+        assert any("damaged" in reason or "truncated" in reason for _, reason in pack.left_out), name
+
+
+def test_zips_with_members_that_lie(tmp_path):
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for name in ("crypt.png", "good.png", "moved.png", "huge.png", "crc.png"):
+            archive.writestr(name, png())
+    raw = bytearray(Path("a.zip").read_bytes())
+
+    def directory(name: bytes) -> int:  # where the name's entry in the archive's directory begins
+        return raw.rindex(name) - 46
+
+    raw[directory(b"crypt.png") + 8] |= 1
+    raw[directory(b"moved.png") + 42] ^= 0xFF
+    raw[directory(b"huge.png") + 24 : directory(b"huge.png") + 28] = b"\xff\xff\xff\x7f"
+    raw[directory(b"crc.png") + 16] ^= 0xFF
+    Path("a.zip").write_bytes(raw)
+    pack = pack_of("a.zip")
+    assert len(pack) == 1
+    left_out = dict(pack.left_out)
+    assert "encrypted" in left_out["crypt.png"]
+    assert "begin" in left_out["moved.png"]
+    assert left_out["huge.png"] == "too large for an image (2.0 GiB)"
+    assert "CRC" in left_out["crc.png"]
+
+
+def test_a_list(digits, tmp_path):
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(digits, folder / "images")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    (folder / "images" / "no suffix").write_bytes(png())
+    lines = ["\ufeff# chosen by hand", "", names[0], f"  {names[1]}\r", str(folder / names[2]), names[0]]
+    lines += ["images/no suffix", "images/gone.png", "images", "a\x00b.png"[:1] + ".png"]
+    (folder / "some.lst").write_text("\n".join(lines), encoding="utf-8")
+    pack = pack_of(folder / "some.lst")
+    assert len(pack) == 5  # what is listed twice is there twice
+    assert dict(pack.left_out) == {
+        "images/gone.png": "no such file",
+        "images": "not a file but a folder, pipe or device",
+        "a.png": "no such file",
+    }
+
+
+def test_a_list_of_nothing():
+    for name, text in {"prose.txt": "Dear reader,\nthere are no paths here.", "none.txt": "# nothing\n"}.items():
+        Path(name).write_text(text)
+        with pytest.raises(DataError, match=f"{name}: none of the"):
+            open_source(name, Path("cache"))
+    Path("a.png").write_bytes(png())
+    Path("cut.tar.gz").write_bytes(gzip.compress(bytes(1000))[:15])
+    for name in ("a.png", "cut.tar.gz"):
+        with pytest.raises(DataError, match=f"{name}: neither a folder"):
+            open_source(name, Path("cache"))
+    os.mkfifo("pipe")
+    for path in ("pipe", "/dev/zero"):
+        with pytest.raises(DataError, match="neither a folder"):
+            open_source(path, Path("cache"))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Its path is longer than the system takes: that stops root too."""
+    Path("images").mkdir()
+    Path("images/a.png").write_bytes(png())
+    with monkeypatch.context() as patch:
+        patch.chdir("images")
+        for _ in range(20):
+            Path("d" * 250).mkdir()
+            patch.chdir("d" * 250)
+    pack = pack_of(tmp_path / "images")
+    assert len(pack) == 1
+    ((name, reason),) = pack.left_out
+    assert name.startswith("dddd")
+    assert "name too long" in reason
+
+
+def test_thousands_of_folders_in_one_another(monkeypatch):
+    Path("images").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir("images")
+        for _ in range(1500):
+            Path("d").mkdir()
+            patch.chdir("d")
+        Path("a.png").write_bytes(png())
+    assert len(pack_of("images")) == 1
+    subprocess.run(["rm", "-r", "images"], check=True)  # shutil, with which pytest tidies up, cannot
+
+
+def test_names_are_printable():
+    assert printable("a\nb\x1b[31m\udcff é 猫 \u2028.png") == r"a\nb\x1b[31m\udcff é 猫 \u2028.png"
+
+
+def test_addresses_of_data_sets():
+    for address, expected in {
+        "hf://org/name": ("org/name", None),
+        "hf://org/name@v1.0": ("org/name", "v1.0"),
+        "hf://datasets/org/name": ("org/name", None),
+        "https://huggingface.co/datasets/org/name": ("org/name", None),
+        "https://huggingface.co/datasets/org/name/tree/v2/": ("org/name", "v2"),
+    }.items():
+        assert parse_address(address) == expected
+    for address in ("hf://name", "hf://", "s3://bucket/key", "https://huggingface.co/org/name", "hf://a/b/c"):
+        with pytest.raises(DataError, match="not a data set"):
+            parse_address(address)
+
+
+def test_without_the_library_datasets(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(DataError, match="need the library datasets") as caught:
+        open_source("hf://org/name", Path("cache"))
+    assert caught.value.hint == "pip install 'ddpm-cli[datasets]'"

@@ -1,0 +1,98 @@
+"""The loss against independent derivations: torch's own distributions, sums to one, and gradients that must be zero."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.loss import bound_term, discretized_log_likelihood, gaussian_kl, training_loss
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+
+PAPER = NoiseSchedule.from_config(ScheduleConfig())
+LEARNED = ScheduleConfig(variance_type="learned_range")
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pixels(*shape):
+    values = torch.randint(256, shape, generator=torch.Generator().manual_seed(9))
+    return values.double() / 127.5 - 1
+
+
+def test_kl_of_gaussians():
+    a, b, c, d = (draw(50, seed=seed) for seed in range(4))
+    expected = kl_divergence(Normal(a, (b / 2).exp()), Normal(c, (d / 2).exp()))
+    torch.testing.assert_close(gaussian_kl(a, b, c, d), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.001, 0.05, 0.5, 3.0])
+@pytest.mark.parametrize("mean", [-1.2, 0.013, 1.0])
+def test_the_256_values_have_mass_one(mean, sigma):
+    values = torch.arange(256).double() / 127.5 - 1
+    log = discretized_log_likelihood(values, torch.full_like(values, mean), torch.full_like(values, math.log(sigma)))
+    assert log.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    inner = Normal(mean, sigma)
+    expected = inner.cdf(values[1:-1] + 1 / 255) - inner.cdf(values[1:-1] - 1 / 255)
+    torch.testing.assert_close(log[1:-1].exp(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_bound_is_zero_where_the_model_is_the_posterior():
+    x_0, eps, t = pixels(3, 1, 4, 4), draw(3, 1, 4, 4), torch.tensor([1, 500, 999])
+    x_t = PAPER.q_sample(x_0, t, eps)
+    log_variance = PAPER.posterior_log_variance[t].view(-1, 1, 1, 1).expand_as(x_0)
+    exact = bound_term(PAPER, x_0, x_t, t, PAPER.posterior_mean(x_0, x_t, t), log_variance)
+    torch.testing.assert_close(exact, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_wrong_eps_costs_what_equation_12_says():
+    """L_{t-1} = beta^2 / (2 sigma^2 alpha (1 - abar)) ||eps - eps_theta||^2, for the variance of the posterior."""
+    x_0, eps, wrong = pixels(3, 1, 4, 4), draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
+    t = torch.tensor([1, 500, 999])
+    x_t = PAPER.q_sample(x_0, t, eps)
+    mean = Denoiser.from_config(lambda x_t, t: wrong, ScheduleConfig())(x_t, t, clip=False).mean
+    log_variance = PAPER.posterior_log_variance[t].view(-1, 1, 1, 1).expand_as(x_0)
+    betas, alphas, abar = PAPER.betas[t], PAPER.alphas[t], PAPER.alphas_cumprod[t]
+    weight = betas**2 / (2 * PAPER.posterior_variance[t] * alphas * (1 - abar))
+    expected = weight * ((eps - wrong) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(bound_term(PAPER, x_0, x_t, t, mean, log_variance), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
+def test_the_loss_is_the_error_of_what_is_predicted(kind):
+    x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
+    off = 0.0
+    denoiser = Denoiser.from_config(lambda x, t: target + off, ScheduleConfig(prediction_type=kind))
+    target = denoiser.target(x_0, t, eps)
+    assert training_loss(denoiser, x_0, t, eps).mean().item() == pytest.approx(0, abs=1e-12)
+    off = 0.5
+    assert training_loss(denoiser, x_0, t, eps).mean().item() == pytest.approx(0.25, rel=1e-6)
+
+
+def test_the_bound_teaches_the_variance_alone():
+    """L_hybrid: the gradient of what is predicted is that of L_simple; that of the variance is the bound's."""
+    x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
+    output = draw(4, 2, 4, 4, seed=2).requires_grad_()
+    training_loss(Denoiser.from_config(lambda x, t: output, LEARNED), x_0, t, eps).mean().backward()
+    hybrid = output.grad.clone()
+    output.grad = None
+    torch.nn.functional.mse_loss(output[:, :1], eps).backward()
+    torch.testing.assert_close(hybrid[:, :1], output.grad[:, :1], rtol=1e-5, atol=1e-9)
+    assert (hybrid[:, 1:] != 0).any(dim=(1, 2, 3)).all()  # every t, and t=0 by way of Eq. 13
+
+
+def test_learning_the_variance_finds_the_right_one():
+    """For a network that sees x_0 the best variance is the posterior's, -1 in learned_range."""
+    x_0, eps, t = pixels(8, 1, 4, 4), draw(8, 1, 4, 4), torch.full((8,), 3)
+    says = torch.zeros(8, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    denoiser = Denoiser.from_config(lambda x, t: torch.cat([eps, says], 1), LEARNED)
+    optimizer = torch.optim.Adam([says], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        training_loss(denoiser, x_0, t, eps).mean().backward()
+        optimizer.step()
+    assert says.mean().item() == pytest.approx(-1, abs=0.05)

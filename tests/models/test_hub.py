@@ -1,0 +1,254 @@
+"""Addresses of models: folders, files, runs, and a Hub of our own on 127.0.0.1 over real HTTP."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import constants
+
+import hub_server
+from ddpm_cli.errors import ModelError
+from ddpm_cli.models import hub
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def server(small_model, tmp_path, monkeypatch):
+    """A Hub that has the small model as org/small, among files that are not needed; and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    with hub_server.serve() as server:
+        server.add("org/small", small_model)
+        for name in ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
+            server.repos["org/small"].files[name] = b"not wanted"
+        yield server
+
+
+def refusal(address: str) -> str:
+    with pytest.raises(ModelError) as caught:
+        hub.resolve(address)
+    return f"{caught.value.message} / {caught.value.hint}"
+
+
+# --- as a user calls it ---
+
+
+def sample(tmp_path, address: str, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ddpm_cli", "sample", "-m", address, "--n", "1", "-o", "-"]
+    env = {"HF_HOME": str(tmp_path / "home")} | env
+    return subprocess.run(command, capture_output=True, env=os.environ | env, timeout=120)
+
+
+def test_a_model_from_the_hub(server, tmp_path):
+    first = sample(tmp_path, "org/small@v1")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(b"\x89PNG")
+    assert f"model org/small@{server.repos['org/small'].sha[:7]}".encode() in first.stderr
+    assert server.downloaded() == {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", WEIGHTS}
+    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):  # nobody listens there
+        again = sample(tmp_path, "org/small@v1", **env)
+        assert again.stdout == first.stdout
+        assert b"from the cache; the Hub cannot be reached" in again.stderr
+
+
+def test_without_a_network(tmp_path):
+    result = sample(tmp_path, "org/small", HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert result.stdout == b""
+    assert result.stderr.startswith(b"Error: org/small: not a directory here, and could not be fetched")
+    assert b"Check the network" in result.stderr
+
+
+# --- addresses ---
+
+
+def test_nothing_is_downloaded_twice(server):
+    first = hub.resolve("org/small")
+    server.requests.clear()
+    assert hub.resolve("org/small") == first
+    assert server.downloaded() == set()
+
+
+def test_what_a_model_is_needs_no_weights(server):
+    located = hub.resolve("org/small", weights=False)
+    assert WEIGHTS not in server.downloaded()
+    assert located.weight_bytes == len(server.repos["org/small"].files[WEIGHTS])
+
+
+def test_a_hub_that_is_down_is_not_needed_twice(server):
+    first = hub.resolve("org/small")
+    server.faults[""] = 503
+    again = hub.resolve("org/small")
+    assert again.weights == first.weights
+    assert "from the cache" in again.origin
+
+
+def test_revisions_and_pages(server):
+    sha = server.repos["org/small"].sha
+    expected = hub.resolve("org/small")
+    for address in (
+        f"org/small@{sha}",
+        "org/small@v1",
+        f"{hub_server.URL}/org/small",
+        f"{hub_server.URL}/org/small/tree/v1",
+        f"{hub_server.URL}/org/small/tree/refs%2Fpr%2F1",
+        f"{hub_server.URL}/org/small/blob/main/unet/config.json?download=true",
+        "https://huggingface.co/org/small",
+        "https://hf.co/org/small/",
+    ):
+        assert hub.resolve(address) == expected, address
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("org/none", "neither a directory here nor a public model"),
+        ("org/secret", "access to this model"),
+        ("org/small@nope", "no revision 'nope'"),
+        ("https://example.com/org/small", "not a model's page"),
+        ("https://huggingface.co/small", "not a model's page"),
+        ("https://huggingface.co/org/small/tree/..", "not a model's page"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(server, small_model, address, said):
+    server.add("org/secret", small_model)
+    server.gated.add("org/secret")
+    assert said in refusal(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["../../etc", "org/..", "org/../..", "org/small@../../x", "org/.hidden", "org/a/b", "org/small@", "a b/c"],
+)
+def test_no_name_leads_out_of_the_cache(server, tmp_path, address):
+    assert "no such file or directory, and not a name" in refusal(address)
+    assert server.requests == []
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_answer_leads_out_of_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_server.Repo, "sha", "../../../out")
+    assert "a commit '../../../out'" in refusal("org/small")
+    assert not (tmp_path / "home").exists()
+
+
+# --- what can go wrong ---
+
+
+def test_a_broken_hub(server):
+    server.faults[""] = 500
+    assert "the Hub answered 500" in refusal("org/small")
+
+
+@pytest.mark.parametrize(
+    ("file", "fault", "said"),
+    [
+        (WEIGHTS, 404, "the Hub answered 404"),
+        (WEIGHTS, "drop", "could not be fetched"),
+        (WEIGHTS, "short", "should be of size"),
+        (WEIGHTS, "flip", "has not the hash"),
+        ("unet/config.json", 403, "the Hub answered 403"),
+        ("unet/config.json", "flip", "has not the hash"),
+    ],
+)
+def test_a_file_that_does_not_arrive_is_never_loaded(server, file, fault, said):
+    server.faults[file] = fault
+    assert said in refusal("org/small")
+    server.faults[""] = 503
+    assert "the Hub answered 503" in refusal("org/small")  # what is left of it is not taken for the model
+    server.faults.clear()
+    hub.resolve("org/small")  # and the next try mends it
+
+
+def test_a_connection_that_drops_once_is_taken_up_again(server, small_model):
+    server.faults[WEIGHTS] = "drop once"
+    assert hub.resolve("org/small").weights[0].read_bytes() == (small_model / WEIGHTS).read_bytes()
+
+
+def test_a_model_that_cannot_be_run_is_not_downloaded(server):
+    files = server.repos["org/small"].files
+    files["model_index.json"] = b'{"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}'
+    assert "org--small" in refusal("org/small")
+    assert "draws latents" in refusal("org/small")
+    assert WEIGHTS not in server.downloaded()
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("unet/config.json", "org/small: holds no model: no config.json among README.md"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json: missing"),
+        ("unet/diffusion_pytorch_model", "org/small: has no weights beside unet/config.json"),
+    ],
+)
+def test_a_repository_that_lacks_a_file(server, gone, said):
+    files = server.repos["org/small"].files
+    for name in [name for name in files if name.startswith(gone)]:
+        del files[name]
+    assert said in refusal("org/small")
+
+
+@pytest.mark.parametrize("token", ["hf_secret\x0bABC", "hf_s\xe9cret", "hf secret"])
+def test_a_damaged_token_is_not_printed(server, monkeypatch, token):
+    """The HTTP library would complain about the header, with the header."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    said = refusal("org/small")
+    assert "token for the Hugging Face Hub is damaged" in said
+    assert "cret" not in said
+    assert server.requests == []
+
+
+def test_what_is_left_of_a_sharded_model_is_no_model(server):
+    """Offline with one of two shards: it is the network that is named, not the model's author."""
+    files = server.repos["org/small"].files
+    shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for shard in shards:
+        files[shard] = files[WEIGHTS] + shard.encode()
+    del (
+        files[WEIGHTS],
+        files["unet/diffusion_pytorch_model.bin"],
+        files["unet/diffusion_pytorch_model.fp16.safetensors"],
+    )
+    server.faults[shards[1]] = 403
+    assert "the Hub answered 403" in refusal("org/small")
+    assert "hf auth login" in refusal("org/small")
+    server.faults[""] = 503
+    assert "the Hub answered 503" in refusal("org/small")
+
+
+def test_a_cached_model_has_the_same_address(server):
+    first = hub.resolve("org/small")
+    server.faults[""] = 429
+    assert hub.resolve("org/small").address == first.address == f"org/small@{server.repos['org/small'].sha}"
+
+
+# --- on disk ---
+
+
+def test_folders(small_model, tmp_path, monkeypatch):
+    assert hub.resolve(str(small_model)).folder == small_model
+    with pytest.raises(ModelError, match="no trained run"):
+        hub.resolve()
+    monkeypatch.setenv("DDPM_MODEL", str(small_model))
+    assert hub.resolve().folder == small_model
+    (tmp_path / "file.safetensors").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    for address, said in [
+        ("file.safetensors", "no config.json beside it"),
+        ("empty", "holds no model"),
+        ("run", "no checkpoint yet"),
+        ("./none", "no such file or directory"),
+        ("none", "no such file or directory"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            hub.resolve(address)
+
+
+def test_folders_that_hold_runs_are_no_riddle(finished_run, small_model):
+    assert hub.resolve(str(finished_run / "checkpoints")).folder.name == "step-00000004"
+    assert f"Did you mean {finished_run}?" in refusal(str(finished_run.parent))
+    assert "address is empty" in refusal(" ")

@@ -1,0 +1,290 @@
+"""Models on disk, in and out of diffusers' hands, and what they sample."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from conftest import SMALL, write_model
+from ddpm_cli import DDPM
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.errors import DataError, ModelError, UsageError
+from ddpm_cli.files import new_directory
+from ddpm_cli.models import runs
+from ddpm_cli.rng import ImageNoise
+from ddpm_cli.training import checkpoint
+from ddpm_cli.training.presets import PRESETS
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+# --- one format ---
+
+
+def test_diffusers_loads_what_we_write(small_model):
+    ours = DDPM.from_pretrained(small_model, precision="fp32")
+    theirs = DDPMPipeline.from_pretrained(small_model)
+    x_t = draw(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = theirs.unet(x_t, 7).sample
+        torch.testing.assert_close(ours.unet(x_t, torch.tensor([7])), expected, rtol=1e-5, atol=1e-5)
+    assert theirs.scheduler.config.num_train_timesteps == 20
+    assert theirs.scheduler.config.variance_type == "fixed_small"
+
+
+def test_diffusers_samples_what_we_sample(small_model):
+    """The whole chain, with our noise put into their loop."""
+    ours = DDPM.from_pretrained(small_model, precision="fp32")
+    theirs = DDPMPipeline.from_pretrained(small_model)
+    noise = ImageNoise(5, [0, 1], ours.shape)
+    x = noise()
+    theirs.scheduler.set_timesteps(20)
+    for t in theirs.scheduler.timesteps:
+        with torch.no_grad():
+            eps = theirs.unet(x, t).sample
+        mean_only = theirs.scheduler.step(eps, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+        if t > 0:  # take their noise off and put ours on
+            sigma = theirs.scheduler._get_variance(t) ** 0.5
+            mean_only = mean_only - sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            x = mean_only + sigma * noise()
+        else:
+            x = mean_only
+    *_, last = ours.sample_loop(
+        ImageNoise(5, [0, 1], ours.shape)(), noise=_skip_first(ImageNoise(5, [0, 1], ours.shape))
+    )
+    torch.testing.assert_close(last.x_t, x, rtol=0, atol=2e-3)
+
+
+def _skip_first(noise):
+    noise()
+    return noise
+
+
+def test_we_load_what_diffusers_writes(tmp_path):
+    unet = UNet2DModel(
+        sample_size=16,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path / "theirs")
+    ours = DDPM.from_pretrained(tmp_path / "theirs", precision="fp32")
+    assert ours.shape == (3, 16, 16)
+    assert ours.schedule_config.beta_schedule == "squaredcos_cap_v2"
+    x_t = draw(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.unet(x_t, torch.tensor([7])), unet.eval()(x_t, 7).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_flat_directories_with_old_names_are_read(small_model, tmp_path, kind):
+    """As google/ddpm-* are: everything in the root, attention's layers called query, key, value and proj_attn."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(small_model / "unet" / "diffusion_pytorch_model.safetensors")
+    renamed = {}
+    for name, value in weights.items():
+        for new, was in old.items():
+            name = name.replace(f".{new}.", f".{was}.")
+        renamed[name] = value
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    config = json.loads((small_model / "unet" / "config.json").read_text())
+    for key in ("add_attention", "dropout", "class_embed_type", "_class_name"):  # keys that came later
+        config.pop(key)
+    (flat / "config.json").write_text(json.dumps(config))
+    scheduler = json.loads((small_model / "scheduler" / "scheduler_config.json").read_text())
+    (flat / "scheduler_config.json").write_text(json.dumps(scheduler))
+    if kind == "bin":
+        torch.save(renamed, flat / "diffusion_pytorch_model.bin")
+    else:
+        save_file(renamed, flat / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(DDPM.from_pretrained(flat).sample(2), DDPM.from_pretrained(small_model).sample(2))
+
+
+def test_save_pretrained_comes_back(small_model, tmp_path):
+    model = DDPM.from_pretrained(small_model, precision="fp32")
+    model.save_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "copy")  # and over itself
+    assert torch.equal(DDPM.from_pretrained(tmp_path / "copy", precision="fp32").sample(1), model.sample(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy"]
+
+
+def test_save_pretrained_loses_nothing(small_model, tmp_path):
+    """Neither the weights' precision where the network runs in bf16, nor what else is in the folder."""
+    DDPM.from_pretrained(small_model, precision="bf16").save_pretrained(tmp_path / "copy")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "copy" / weights).read_bytes() == (small_model / weights).read_bytes()
+    (tmp_path / "copy" / "thesis.txt").touch()
+    with pytest.raises(ModelError, match="not just a model"):
+        DDPM.from_pretrained(small_model).save_pretrained(tmp_path / "copy")
+
+
+def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
+    import shutil
+
+    def broken(change) -> str:
+        folder = tmp_path / "broken"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(small_model, folder)
+        change(folder)
+        with pytest.raises(ModelError) as caught:
+            DDPM.from_pretrained(folder)
+        return caught.value.message
+
+    weights = "unet/diffusion_pytorch_model.safetensors"
+
+    def edit(file, **values):
+        return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+    def drop_parameter(folder):
+        tensors = load_file(folder / weights)
+        del tensors["conv_in.bias"]
+        save_file(tensors, folder / weights)
+
+    assert "conv_in.bias" in broken(drop_parameter)
+    assert weights in broken(lambda folder: (folder / weights).write_bytes(b"12345678"))
+    assert "scheduler_config.json: missing" in broken(
+        lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink()
+    )
+    assert "unet/config.json: sample_size" in broken(lambda folder: (folder / "unet/config.json").write_text("{}"))
+    assert "unet/config.json: cannot be read" in broken(lambda folder: (folder / "unet/config.json").write_text("{"))
+    assert "act_fn='gelu'" in broken(edit("unet/config.json", act_fn="gelu"))
+    assert "'surprise'" in broken(edit("unet/config.json", surprise=1))
+    assert "'flow_prediction'" in broken(edit("scheduler/scheduler_config.json", prediction_type="flow_prediction"))
+    assert "does not go with" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
+    assert "conv_in.weight is" in broken(edit("unet/config.json", in_channels=3, out_channels=3))
+
+
+# --- one image, one seed ---
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_an_image_does_not_depend_on_its_batch(tmp_path, precision):
+    """Image i of seed s is the same bytes at batch size 1, 3 and 64: the tiny preset, as `ddpm train` makes it."""
+    folder = write_model(tmp_path / "tiny", PRESETS["tiny"].unet(28, 1), ScheduleConfig())
+    model = DDPM.from_pretrained(folder, precision=precision)
+    sampled = {size: model.sample(64 if size == 64 else 7, seed=11, steps=10, batch_size=size) for size in (1, 3, 64)}
+    assert torch.equal(sampled[1], sampled[64][:7])
+    assert torch.equal(sampled[3], sampled[64][:7])
+    assert len({image.numpy().tobytes() for image in sampled[64]}) == 64
+    assert not torch.equal(model.sample(1, seed=12, steps=10), sampled[1][:1])
+
+
+def test_noise_is_a_function_of_seed_image_and_use():
+    one = ImageNoise(3, [5], (1, 4, 4))
+    many = ImageNoise(3, range(10), (1, 4, 4))
+    for _ in range(3):
+        assert torch.equal(one()[0], many()[5])
+    assert not torch.equal(ImageNoise(3, [6], (1, 4, 4))(), ImageNoise(4, [5], (1, 4, 4))())
+    assert not torch.equal(ImageNoise(3, [5], (1, 4, 4), "forward")(), ImageNoise(3, [5], (1, 4, 4))())
+
+
+def test_steps_and_start(small_model):
+    model = DDPM.from_pretrained(small_model)
+    x = draw(1, 1, 8, 8)
+    assert [step.t for step in model.sample_loop(x)] == [*range(19, -1, -1), -1]
+    assert [step.t for step in model.sample_loop(x, steps=4)] == [19, 13, 6, 0, -1]
+    assert [step.t for step in model.sample_loop(x, steps=2, start=5)] == [5, 0, -1]
+    with pytest.raises(ValueError, match="between 1 and 20"):
+        model.sample_loop(x, steps=21)
+
+
+def test_fewer_steps_use_the_small_variance(tmp_path):
+    """And all steps the model's own."""
+    folders = [
+        write_model(tmp_path / kind, SMALL, ScheduleConfig(20, variance_type=kind))
+        for kind in ("fixed_small", "fixed_large")
+    ]
+    small, large = (DDPM.from_pretrained(folder, precision="fp32") for folder in folders)
+    assert torch.equal(small.sample(1, steps=5), large.sample(1, steps=5))
+    assert not torch.equal(small.sample(1), large.sample(1))
+
+
+def test_devices_and_precisions_are_checked(small_model):
+    for device in ("tpu", "cuda:99", "meta"):
+        with pytest.raises(UsageError, match=device):
+            DDPM.from_pretrained(small_model, device=device)
+    with pytest.raises(UsageError, match="fp8"):
+        DDPM.from_pretrained(small_model, precision="fp8")
+
+
+# --- what is on disk is whole ---
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    def fail():
+        with new_directory(tmp_path / "model") as partial:
+            (partial / "half").write_text("written")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("old", "new"):
+        with new_directory(tmp_path / "model") as partial:
+            (partial / "file").write_text(text)
+    assert (tmp_path / "model" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_old_checkpoints_go(tmp_path):
+    for step in (5, 100, 20, 123_456_789):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-00000007.partial").mkdir()  # a process was killed while it wrote this
+    (tmp_path / "checkpoints" / "step-00000005-best").mkdir()  # a copy that somebody keeps
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in runs.checkpoints(tmp_path)] == ["step-00000100", "step-123456789"]
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000005-best", "step-00000100", "step-123456789"]
+
+
+def test_raw_weights_only_where_there_are_some(small_model):
+    with pytest.raises(ModelError, match="no raw weights"):
+        DDPM.from_pretrained(small_model, weights="raw")
+
+
+def test_config_round_trip():
+    for config in (SMALL, replace(SMALL, attention_head_dim=4)):
+        assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    schedule = ScheduleConfig(2, trained_betas=(0.1, 0.2))
+    assert ScheduleConfig.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
+
+
+def test_values_of_other_types_are_named():
+    for values, said in [
+        ({"num_train_timesteps": "10"}, "num_train_timesteps='10'"),
+        ({"num_train_timesteps": -1}, "num_train_timesteps=-1"),
+        ({"beta_start": "0.1"}, "beta_start='0.1'"),
+        ({"clip_sample": 1}, "clip_sample=1"),
+        ({"trained_betas": [0.1, "x"]}, "trained_betas='x'"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            ScheduleConfig.from_dict(values)
+    assert ScheduleConfig.from_dict({"num_train_timesteps": 50.0}).num_train_timesteps == 50
+    for key, value in [
+        ("freq_shift", None),
+        ("mid_block_scale_factor", "2"),
+        ("layers_per_block", 0),
+        ("dropout", "a"),
+    ]:
+        with pytest.raises(ModelError, match=key):
+            type(SMALL).from_dict(SMALL.to_dict() | {key: value})
+
+
+def test_what_is_not_a_model_is_not_replaced(small_model, tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    model = DDPM.from_pretrained(small_model)
+    with pytest.raises(ModelError, match="not just a model"):
+        model.save_pretrained(tmp_path / "notes")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="the folder you are in"):
+        model.save_pretrained(".")

@@ -1,0 +1,103 @@
+"""`ddpm plot`: a run's numbers as a picture and as text."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ddpm_cli.training.curves import _ticks, charts, draw, read_metrics, text
+
+
+def metrics(run: Path, lines: list[dict]) -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def falling(n: int) -> list[dict]:
+    return [
+        {"step": 100 * i, "loss": 1 / i, "loss_q1": None, "lr": 1e-4, "grad_norm": 2 / i, "images_per_second": 10.0}
+        for i in range(1, n + 1)
+    ]
+
+
+def test_a_run_becomes_a_picture(cli, finished_run):
+    code, out, err = cli("plot", finished_run, "-o", "plot.png")
+    assert (code, out, err) == (0, "plot.png\n", "")
+    picture = Image.open("plot.png").convert("RGB")
+    assert picture.size == (1280, 756)
+    for left, top in ((0, 36), (640, 36), (0, 396), (640, 396)):  # something blue is drawn in each of the four
+        panel = picture.crop((left + 75, top + 41, left + 621, top + 325))
+        assert any(b > r + 60 for r, _, b in panel.get_flattened_data())
+    code, out, _ = cli("plot", finished_run, "-o", "plot.png", "--force", "--json")
+    assert json.loads(out)["step"] == 4
+    assert "exists" in cli("plot", finished_run, "-o", "plot.png")[2]
+
+
+def test_a_curve_goes_where_its_values_are(tmp_path):
+    """The loss of 1/i falls by as much from step to step at first as the axis says, and to the lower right corner."""
+    [loss, *_] = charts(falling(50))
+    picture = draw([loss], "").crop((75, 77, 620, 361))
+    pixels = picture.load()
+    blue = [
+        (x, y) for x in range(picture.width) for y in range(picture.height) if pixels[x, y][2] > pixels[x, y][0] + 60
+    ]
+    assert min(y for _, y in blue) < 15
+    assert max(x for x, _ in blue) > picture.width - 5
+    at_half = [y for x, y in blue if abs(x - picture.width // 2) <= 1]
+    expected = math.log(1.1 * 25) / math.log(50 * 1.21) * picture.height  # 1/25 between 1.1 and 1/55
+    assert sum(at_half) / len(at_half) == pytest.approx(expected, abs=4)
+
+
+def test_text_for_a_terminal():
+    lines = text(charts(falling(50))[0], columns=30, rows=4).splitlines()
+    assert lines[0] == "loss: 0.02 at step 5000"
+    assert len(lines) == 7
+    assert lines[1].startswith("     1.1 │")
+    assert all(len(line) == 40 for line in lines[1:5])
+    assert lines[4][11:].strip("⠀")  # it reaches the lowest row
+    assert lines[6].endswith("5k")
+
+
+def test_a_terminal_shows_it(finished_run):
+    from conftest import in_a_terminal
+
+    code, seen = in_a_terminal("plot", finished_run, "-o", "a.png")
+    assert code == 0
+    for title in ("loss", "gradient norm", "learning rate", "images/s"):
+        assert f"{title}: " in seen
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(0, 1, False), (0, 7e-5, False), (0.011, 0.013, True), (1e-4, 3, True)]
+)
+def test_ticks_are_round_and_few(low, high, log):
+    ticks = _ticks(low, high, log)
+    assert 2 <= len(ticks) <= 8
+    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in ticks)
+    assert all(len(f"{tick:.10g}".rstrip("0").replace("0.", "").lstrip("0")) <= 6 for tick in ticks)
+
+
+def test_odd_runs_are_drawn_too(tmp_path):
+    for lines in (
+        falling(1),
+        [{"step": 1, "loss": 0.0, "grad_norm": None, "lr": 0.0, "images_per_second": 0.0}],
+        [{"step": 5}],
+        [{"step": 1, "loss": 1e-9, "grad_norm": 1e9, "lr": 1, "images_per_second": 1e7}, {"step": 2, "loss": 1e9}],
+    ):
+        found = charts(read_metrics(metrics(tmp_path / "run", lines)))
+        draw(found, "odd")
+        for chart in found:
+            text(chart)
+
+
+def test_what_cannot_be_drawn_is_explained(cli, tmp_path):
+    assert "none under runs/" in cli("plot")[2]
+    assert "nowhere: no run" in cli("plot", "nowhere")[2]
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "metrics.jsonl").write_text('{"step": 1')  # cut off by a crash
+    code, _, err = cli("plot", "-o", "x.png")
+    assert code == 1
+    assert "has no lines yet" in err
