@@ -1,31 +1,36 @@
 """Small real data and small real models, made once."""
 
-import contextlib
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of small networks wait for one another, long on busy machines
+
+import contextlib
 import pty
-import signal
+import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-import hub_server  # noqa: F401  before anything that imports huggingface_hub: it says where the Hub is
+import hub_server  # noqa: F401  before anything that imports huggingface_hub, which reads there where the Hub is
+import processes
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.files import new_directory
 from ddpm_cli.models import pipeline
 from ddpm_cli.nn.unet import UNet
 from ddpm_cli.training.presets import PRESETS
+from processes import DDPM, TORCHRUN, Process
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.zip"
 EMOJI = ROOT / "examples" / "emoji.zip"
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 # Three levels and attention, as the real ones, at 3,000 parameters.
 SMALL = replace(
@@ -116,80 +121,87 @@ def finished_run(digits, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def ddpm():
-    """Run the command line in a process of its own: ddpm("noise", "a.png", stdin=b"…")."""
+@pytest.fixture(scope="session")
+def _server() -> Iterator[socket.socket]:
+    if sys.platform != "linux":
+        pytest.skip("forks processes in ways that only Linux allows")
+    with processes.server() as server:
+        yield server
 
-    def run(*args: object, stdin: bytes | None = None, env: dict[str, str] | None = None):
-        return subprocess.run(
-            [sys.executable, "-m", "ddpm_cli", *map(str, args)],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            env=os.environ | (env or {}),
-            timeout=120,
-        )
+
+@pytest.fixture
+def start(_server) -> Iterator[Callable[..., Process]]:
+    """Start the command line in a process, which is killed if it outlives the test: start("train", …) -> Process.
+
+    source: Python code to run instead. For more options see `Process`.
+    """
+    started = []
+
+    def run(*args: object, source: str = DDPM, **options: Any) -> Process:
+        started.append(Process(_server, source, args, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def ddpm(start):
+    """Run the command line in a process to its end: ddpm("noise", "a.png", stdin=b"…")."""
+
+    def run(*args: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        process = start(*args, **options)
+        return subprocess.CompletedProcess(args, process.wait(), process.out, process.err.encode())
 
     return run
 
 
 @pytest.fixture
-def torchrun():
-    """Start the command line in two processes, as users do: torchrun("train", …) -> Popen."""
-    started = []
+def pair(start) -> Iterator[Callable[..., tuple[Process, Process]]]:
+    """Start the command line in two processes that work together, as torchrun does but sooner."""
+    stores = []  # where the processes find one another
 
-    def run(*args: object, options: tuple[str, ...] = ()) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options, "-m", "ddpm_cli", *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=heed_signals,
-        )
-        started.append(process)
-        return process
+    def run(*args: object, **options: Any) -> tuple[Process, Process]:
+        stores.append(store := torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        world = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        first, second = (start(*args, env=world | {"RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01")
+        return first, second
 
     yield run
-    for process in started:
-        if process.poll() is None:
-            kill_all(process)
-        process.communicate()
 
 
-def in_a_terminal(*args: object) -> tuple[int, str]:
-    """Run ddpm with a terminal for stdin, stdout and stderr; returns its exit code and what the terminal saw."""
-    main, other = pty.openpty()
-    command = [sys.executable, "-m", "ddpm_cli", *map(str, args)]
-    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=os.environ | {"TERM": "xterm"})
-    os.close(other)
-    seen = b""
-    while True:
-        try:
-            seen += os.read(main, 65536)
-        except OSError:  # the other end is closed
-            break
-    os.close(main)
-    return process.wait(60), seen.decode()
+@pytest.fixture
+def torchrun(start) -> Callable[..., Process]:
+    """Start the command line in two processes by torchrun itself; options: torchrun's."""
+
+    def run(*args: object, options: Sequence[str] = ("--standalone", "--nproc-per-node", "2")) -> Process:
+        return start(*options, "-m", "ddpm_cli", *args, source=TORCHRUN)
+
+    return run
 
 
-def heed_signals() -> None:
-    """For processes that get signals, in tests that are run under nohup or in the background of a script."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+@pytest.fixture
+def in_a_terminal(start) -> Callable[..., tuple[int, str]]:
+    """Run ddpm in a terminal. Gives its exit code and what the terminal saw."""
 
+    def run(*args: object) -> tuple[int, str]:
+        main, other = pty.openpty()
+        process = start(*args, env={"TERM": "xterm"}, terminal=other)
+        os.close(other)
+        seen = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while True:
+                seen += os.read(main, 65536)
+        os.close(main)
+        return process.wait(), seen.decode()
 
-def workers(launcher: subprocess.Popen) -> list[int]:
-    """The processes that torchrun started; each is in a group of its own."""
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
-    return sorted(map(int, found.stdout.split()))
-
-
-def kill_all(launcher: subprocess.Popen) -> None:
-    """SIGKILL for torchrun and what it started, as when a machine goes down."""
-    for pid in [launcher.pid, *workers(launcher)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    launcher.wait()
+    return run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ class EMA:
     """
 
     def __init__(self, average: Iterable[Tensor], decay: float = 0.9999, updates: int = 0) -> None:
-        """average: the float32 tensors to keep up to date, in place. updates: how many they have had."""
+        """average: the float32 tensors to keep up to date, in place. updates: how many steps there were before."""
         self.average = list(average)
         self.decay = decay
         self.updates = updates
@@ -28,7 +28,13 @@ class EMA:
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
-    def update(self, weights: Iterable[Tensor]) -> None:
-        """Take in the weights after a step; they come in the order of `average`."""
-        torch._foreach_lerp_(self.average, list(weights), 1 - self.decay_at(self.updates))
+    def update(self, weights: Iterable[Tensor], finite: Tensor) -> None:
+        """Take in the weights after a step; they come in the order of `average`.
+
+        finite: one bool, on the device of the weights: whether the step had a finite gradient. If not, the average
+        stays as it is. `updates` counts such a step too, because asking the device would mean to wait for it.
+        """
+        share = finite * (1 - self.decay_at(self.updates))  # 0 for a step that is left out
+        for average, weight in zip(self.average, weights, strict=True):
+            average.lerp_(weight, share)
         self.updates += 1

@@ -151,13 +151,13 @@ class Trainer:
         self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self.optimizer.param_groups[0]["lr"] = self._lr()
-        # What is not finite changes no weight: Adam leaves out a step that is marked so, without asking the device. On
-        # Apple's GPUs it does not look.
+        # A gradient that is not finite changes neither weights nor averages. Adam leaves out a step that is marked by
+        # found_inf, without asking the device. On Apple's GPUs it does not look at it.
         finite = grad_norm.isfinite()
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         if self.device.type != "mps" or finite:
             self.optimizer.step()
-        self.ema.update(self.parameters)
+        self.ema.update(self.parameters, finite)
         self.step += 1
         self._updating = False
         return Done(torch.cat(losses), t, grad_norm)
