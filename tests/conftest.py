@@ -46,6 +46,13 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
 
 
+def picture(path: str | Path) -> Image.Image:
+    """An image file, read whole."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | None = None) -> Path:
     unet = UNet(config)
     randomize(unet)
@@ -101,24 +108,40 @@ def small_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def quick_model(tmp_path_factory) -> Path:
+    """`small_model`'s network with 4 steps: to train from, where previews should cost nothing."""
+    return write_model(tmp_path_factory.mktemp("models") / "quick", SMALL, ScheduleConfig(num_train_timesteps=4))
+
+
+@pytest.fixture(scope="session")
 def color_model(tmp_path_factory) -> Path:
     """An RGB 8x8 model of 1000 steps, with the schedule of `ddpm noise`."""
     config = replace(SMALL, in_channels=3, out_channels=3)
     return write_model(tmp_path_factory.mktemp("models") / "color", config, ScheduleConfig())
 
 
-@pytest.fixture(scope="session")
-def finished_run(digits, tmp_path_factory) -> Path:
-    """Not to be changed: a run of four steps, with two checkpoints and two previews."""
+def train_once(folder: Path, images: Path, *options: object) -> Path:
+    """A run of four steps, with checkpoints at 2 and 4 and a preview at 4."""
     from ddpm_cli.cli.app import main
 
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--steps", "4", "--batch-size", "4", "--size", "8", "--save-every", "2", "--no-flip", "-q"]
+    args = ("train", images, "-o", folder, "--steps", 4, "--batch-size", 4, "--save-every", 2, "--sample-every", 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_CACHE_DIR", str(folder.parent / "cache"))
         with pytest.raises(SystemExit, match=r"^0$"):
-            main(["train", str(digits), "-o", str(folder), *options, "--sample-every", "4"])
+            main([str(arg) for arg in (*args, "--no-flip", "-q", *options)])
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(digits, tmp_path_factory) -> Path:
+    """A finished run of the preset tiny, see `train_once`. Not to be changed."""
+    return train_once(tmp_path_factory.mktemp("runs") / "digits", digits, "--size", 8)
+
+
+@pytest.fixture(scope="session")
+def quick_run(digits, quick_model, tmp_path_factory) -> Path:
+    """A finished run from `quick_model`, see `train_once`. Not to be changed; copies of it quickly go on."""
+    return train_once(tmp_path_factory.mktemp("runs") / "quick", digits, "--from", quick_model, "--precision", "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +166,7 @@ def start(_server) -> Iterator[Callable[..., Process]]:
 
     yield run
     for process in started:
-        process.kill()
+        process.close()
 
 
 @pytest.fixture

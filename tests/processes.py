@@ -103,6 +103,12 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
         return self.wait()
 
+    def close(self) -> None:
+        """Kill it if it is still there, and forget its output."""
+        self.kill()
+        self._out.close()
+        self._err.close()
+
     def children(self) -> list[int]:
         """The processes that it started, such as torchrun's workers."""
         found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True)

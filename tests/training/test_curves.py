@@ -61,9 +61,7 @@ def test_text_for_a_terminal():
     assert lines[6].endswith("5k")
 
 
-def test_a_terminal_shows_it(finished_run):
-    from conftest import in_a_terminal
-
+def test_a_terminal_shows_it(in_a_terminal, finished_run):
     code, seen = in_a_terminal("plot", finished_run, "-o", "a.png")
     assert code == 0
     for title in ("loss", "gradient norm", "learning rate", "images/s"):

@@ -49,19 +49,19 @@ def test_it_starts_from_the_models_weights(cli, digits, small_model):
 @pytest.mark.parametrize(
     "schedule",
     [
-        ScheduleConfig(50, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),
-        ScheduleConfig(50, prediction_type="sample"),
-        ScheduleConfig(50, variance_type="learned_range"),
-        ScheduleConfig(50, variance_type="fixed_large"),
+        ScheduleConfig(10, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),
+        ScheduleConfig(10, prediction_type="sample"),
+        ScheduleConfig(10, variance_type="learned_range"),
+        ScheduleConfig(10, variance_type="fixed_large"),
     ],
 )
 def test_any_kind_of_model_learns_and_stays_of_its_kind(cli, digits, tmp_path, schedule):
     unet = replace(SMALL, out_channels=2) if schedule.learns_variance else SMALL
     base = write_model(tmp_path / "base", unet, schedule)
-    steps = ("--steps", "300", "--lr", "2e-3", "--save-every", "300", "--sample-every", "300")
+    steps = ("--steps", "60", "--lr", "1e-2", "--save-every", "60", "--sample-every", "60")
     assert cli("train", digits, "-o", "run", "--from", base, *steps, "--batch-size", "16", "-q")[0] == 0
     losses = [json.loads(line)["loss"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     newest = runs.checkpoints(Path("run"))[-1]
     theirs = DDPMPipeline.from_pretrained(newest)
     assert theirs.scheduler.config.prediction_type == schedule.prediction_type
@@ -72,11 +72,11 @@ def test_any_kind_of_model_learns_and_stays_of_its_kind(cli, digits, tmp_path, s
         assert (before - after).abs().max() > 1e-4
 
 
-def test_a_model_of_the_hub(cli, digits, small_model, tmp_path, monkeypatch):
+def test_a_model_of_the_hub(cli, digits, quick_model, tmp_path, monkeypatch):
     """A run remembers the commit that it started from, and needs the Hub no more once it has a checkpoint."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with hub_server.serve() as server:
-        server.add("org/small", small_model)
+        server.add("org/small", quick_model)
         assert cli("train", digits, "-o", "run", "--from", "org/small", "--steps", "1", *QUICK)[0] == 0
         address = f"org/small@{server.repos['org/small'].sha}"
         assert config_of(Path("run"))["base"] == address
@@ -86,8 +86,8 @@ def test_a_model_of_the_hub(cli, digits, small_model, tmp_path, monkeypatch):
         assert cli(*again)[0] == 0
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_again(cli, digits, small_model):
-    train = ("train", digits, "-o", "run", "--from", small_model, "--steps", "2", *QUICK)
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_again(cli, digits, quick_model):
+    train = ("train", digits, "-o", "run", "--from", quick_model, "--steps", "2", *QUICK)
     assert cli(*train)[0] == 0
     expected = weights_of(Path("run"))
     shutil.rmtree("run/checkpoints")
@@ -95,22 +95,22 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_agai
     assert distance(weights_of(Path("run")), expected) == 0
 
 
-def test_what_goes_with_it(cli, digits, small_model, color_model):
+def test_what_goes_with_it(cli, digits, quick_model, color_model):
     def refusal(*flags: object, code: int = 2) -> str:
         result = cli("train", digits, "-o", "run", *flags)
         assert result[0] == code
         assert not Path("run").exists() or flags[0] == "--resume"
         return result[2]
 
-    assert "--preset tiny: --from brings the network" in refusal("--from", small_model, "--preset", "tiny")
-    assert "--channels 3: the model of --from has 1" in refusal("--from", small_model, "--channels", "3")
-    assert "--size 10 is not a multiple of 4" in refusal("--from", small_model, "--size", "10")
+    assert "--preset tiny: --from brings the network" in refusal("--from", quick_model, "--preset", "tiny")
+    assert "--channels 3: the model of --from has 1" in refusal("--from", quick_model, "--channels", "3")
+    assert "--size 10 is not a multiple of 4" in refusal("--from", quick_model, "--size", "10")
     assert "no such file or directory" in refusal("--from", "nothing", code=1)
-    assert cli("train", digits, "-o", "run", "--from", small_model, "--size", "12", "--steps", "1", *QUICK)[0] == 0
+    assert cli("train", digits, "-o", "run", "--from", quick_model, "--size", "12", "--steps", "1", *QUICK)[0] == 0
     assert config_of(Path("run"))["unet"]["sample_size"] == 12
-    assert f"--from {color_model} (the run has {small_model})" in refusal("--resume", "--from", color_model)
-    assert cli("train", digits, "-o", "run", "--resume", "--from", small_model, "--steps", "2", "-q")[0] == 0
+    assert f"--from {color_model} (the run has {quick_model})" in refusal("--resume", "--from", color_model)
+    assert cli("train", digits, "-o", "run", "--resume", "--from", quick_model, "--steps", "2", "-q")[0] == 0
     assert cli("train", digits, "-o", "other", "--steps", "1", "--size", "8", *QUICK)[0] == 0
-    code, _, err = cli("train", digits, "-o", "other", "--resume", "--from", small_model)
+    code, _, err = cli("train", digits, "-o", "other", "--resume", "--from", quick_model)
     assert code == 2
     assert "(the run has none)" in err

@@ -1,6 +1,7 @@
-"""TensorBoard sees what metrics.jsonl and the previews say."""
+"""TensorBoard shows the numbers of metrics.jsonl and the previews."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from ddpm_cli.training.events import Logged
 from ddpm_cli.training.tensorboard import Board
 
-OPTIONS = ("--preset", "tiny", "--size", 8, "--batch-size", 4, "--precision", "fp32", "--tensorboard")
+OPTIONS = ("--batch-size", 4, "--precision", "fp32")
 
 
 def read(run: Path):
@@ -18,11 +19,11 @@ def read(run: Path):
     return EventAccumulator(str(run / "tensorboard")).Reload()
 
 
-def test_curves_and_previews(cli, digits):
-    code, _, err = cli("train", digits, "-o", "run", "--steps", 8, "--sample-every", 4, *OPTIONS)
-    assert code == 0, err
-    code, _, err = cli("train", digits, "-o", "run", "--steps", 12, "--resume", "--tensorboard")
-    assert code == 0, err
+def test_curves_and_previews(cli, digits, quick_model):
+    train = ("train", digits, "-o", "run", "--resume", "--tensorboard", "--from", quick_model, *OPTIONS)
+    for steps in (8, 12):
+        code, _, err = cli(*train, "--steps", steps, "--sample-every", 4)
+        assert code == 0, err
     board = read(Path("run"))
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     for key in ("loss", "lr", "grad_norm", "images_per_second"):
@@ -50,16 +51,16 @@ def test_steps_that_are_done_again_are_hidden(tmp_path):
 
 def test_without_the_library(cli, digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, err = cli("train", digits, "-o", "run", "--steps", 1, *OPTIONS)
+    code, _, err = cli("train", digits, "-o", "run", "--steps", 1, "--tensorboard", *OPTIONS)
     assert code == 2
     assert "pip install 'ddpm-cli[tensorboard]'" in err
     assert not Path("run").exists()
 
 
-def test_a_place_that_cannot_be_written_ends_no_run(cli, digits):
-    assert cli("train", digits, "-o", "run", "--steps", 1, *OPTIONS[:-1])[0] == 0
+def test_a_place_that_cannot_be_written_ends_no_run(cli, digits, quick_run):
+    shutil.copytree(quick_run, "run")
     Path("run/tensorboard").touch()
-    code, _, err = cli("train", digits, "-o", "run", "--steps", 2, "--resume", "--tensorboard")
+    code, _, err = cli("train", digits, "-o", "run", "--steps", 5, "--resume", "--tensorboard")
     assert code == 0
     assert "tensorboard: cannot be written" in err
     assert "goes on without TensorBoard" in err

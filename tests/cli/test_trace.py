@@ -1,0 +1,69 @@
+"""`ddpm denoise-trace`: the reverse process, from an image or from noise."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import picture
+
+
+def test_trace_from_noise_ends_in_the_sample(cli, color_model):
+    assert cli("denoise-trace", "-m", color_model, "--steps", 20, "-o", "frames/", "--frames", 4)[0] == 0
+    names = sorted(path.name for path in Path("frames").iterdir())
+    assert names == [f"{i:03d}-t{t:04d}-{row}.png" for i, t in enumerate((1000, 632, 316, 0)) for row in ("x0", "xt")]
+    assert cli("sample", "-m", color_model, "--steps", 20, "--n", 1, "-o", "one/")[0] == 0
+    assert picture("frames/003-t0000-xt.png").tobytes() == picture("one/000000.png").tobytes()
+
+
+@pytest.mark.parametrize(("show", "rows"), [("both", 2), ("xt", 1), ("x0", 1)])
+def test_trace_strips(cli, color_model, emoji, show, rows):
+    code, out, _ = cli(
+        "denoise-trace", emoji, "-m", color_model, "--t", 12, "--frames", 5, "--show", show, "-o", "t.png", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["t"] == [12, 9, 6, 3, 0]
+    assert picture("t.png").size == (24 + 5 * 66 + 2, 16 + rows * 66 + 2)
+
+
+@pytest.mark.parametrize("name", ["t.gif", "t.webp"])
+def test_trace_animations(cli, color_model, emoji, name):
+    assert cli("denoise-trace", emoji, "-m", color_model, "--t", 30, "-o", name, "--frames", 7)[0] == 0
+    with Image.open(name) as animation:
+        assert (animation.n_frames, animation.size) == (7, (2 * 66 + 2, 16 + 66 + 2))
+
+
+def test_a_gif_as_high_as_a_brace_is_an_image(cli, color_model):
+    """Byte 8 of a GIF is the low byte of its height. 123 is `{`, which stands there in a safetensors file."""
+    Image.new("L", (50, 123), 90).save("tall.gif")
+    assert cli("denoise-trace", "tall.gif", "-m", color_model, "--t", 5, "-o", "trace.png")[0] == 0
+
+
+def test_an_image_of_the_models_size_needs_no_file_between(cli, color_model, emoji):
+    """denoise-trace IMG --t N is noise IMG --t N and denoise-trace in one."""
+    picture(emoji).resize((8, 8)).save("small.png")
+    assert cli("denoise-trace", "small.png", "-m", color_model, "--t", 30, "-o", "one.png")[0] == 0
+    assert cli("noise", "small.png", "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
+    assert cli("denoise-trace", "n.safetensors", "-m", color_model, "-o", "two.png")[0] == 0
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+def test_what_cannot_be_traced_is_refused(cli, small_model, color_model, digits, emoji):
+    digit = next(digits.rglob("*.png"))
+    assert cli("noise", digit, "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
+    Path("cut.safetensors").write_bytes(Path("n.safetensors").read_bytes()[:-5])
+    common = ("-o", "t.png", "-m", color_model)
+    for args, expected, names in [
+        (("n.safetensors", *common), 1, "gray"),
+        (("cut.safetensors", *common), 1, "cut.safetensors"),
+        (("n.safetensors", *common, "--t", 40), 2, "t=30"),
+        (("n.safetensors", "-o", "t.png", "-m", small_model), 2, "another schedule"),
+        ((emoji, *common, "--t", 1001), 2, "--t 1001"),
+        (("--t", 10, *common), 2, "pure noise"),
+        ((emoji, *common, "--t", 10, "--steps", 11), 2, "--steps 11"),
+    ]:
+        code, _, err = cli("denoise-trace", *args)
+        assert (code, "Error: " in err) == (expected, True), err
+        assert names in err
+    assert not Path("t.png").exists()

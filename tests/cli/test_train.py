@@ -1,0 +1,157 @@
+"""`ddpm train`: what it chooses, shows, refuses and writes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import picture
+from ddpm_cli.training import rehearsal
+
+OPTIONS = ("--batch-size", 4, "--sample-every", 99)  # previews are dear, and the last one comes always
+
+
+@pytest.fixture
+def run(quick_run) -> Path:
+    """A finished run that the test may change, at the place where a run of `digits` is looked for."""
+    return Path(shutil.copytree(quick_run, "runs/digits"))
+
+
+def test_a_run_and_samples_of_it(cli, digits):
+    code, out, err = cli("train", digits, "--preset", "tiny", "--size", 8, "--steps", 2, "--no-flip", *OPTIONS)
+    assert (code, out) == (0, "runs/digits\n")
+    for shown in ("60 in ", "8x8 gray", "never mirrored", "tiny", "2 steps of 4", "cpu", "few images (60)"):
+        assert shown in err
+    run = Path("runs/digits")
+    assert json.loads((run / "config.json").read_text())["train"]["batch_size"] == 4
+    assert picture(run / "samples" / "step-00000002.png").size == (42, 42)
+    sample = ("sample", "--n", 1, "--steps", 3)
+    assert cli(*sample, "-o", "newest.png")[0] == 0  # of the newest run
+    assert cli(*sample, "-m", run / "checkpoints" / "step-00000002", "-o", "named.png")[0] == 0
+    assert Path("newest.png").read_bytes() == Path("named.png").read_bytes()
+    assert cli(*sample, "--weights", "raw", "-o", "raw.png")[0] == 0
+
+
+def test_a_run_that_exists_is_not_touched_without_resume_or_force(cli, digits, run):
+    code, _, err = cli("train", digits)
+    assert (code, "--resume" in err) == (1, True)
+    code, out, _ = cli("train", digits, "--from", run, "--steps", 1, *OPTIONS, "--force")
+    assert (code, out) == (0, "runs/digits\n")
+    assert (Path("runs/digits.old-1") / "checkpoints" / "step-00000004").is_dir()
+
+
+def test_resume_refuses_what_contradicts_the_run(cli, digits, run):
+    before = (run / "config.json").read_text()
+    code, _, err = cli("train", digits, "--resume", "--batch-size", 5, "--flip", "--seed", 1)
+    assert code == 2
+    for named in ("--batch-size 5 (the run has 4)", "--flip", "--seed 1 (the run has 0)"):
+        assert named in err
+    code, _, err = cli("train", digits, "--resume", "--steps", 3)
+    assert (code, "--steps 3: the run has done 4" in err) == (2, True)
+    shutil.copytree(digits, "others")
+    next(Path("others").rglob("*.png")).unlink()
+    code, _, err = cli("train", "others", "-o", run, "--resume", "--steps", 10)
+    assert (code, "images are not those" in err) == (1, True)
+    assert (run / "config.json").read_text() == before
+
+
+def test_resume_goes_on(cli, digits, run):
+    code, out, err = cli("train", digits, "--resume", "--steps", 6, "--json", "--precision", "fp32")
+    result = json.loads(out)
+    assert (code, result["run"], result["steps"]) == (0, "runs/digits", 6)
+    assert "resuming at step 4" in err
+
+
+def test_the_same_line_starts_a_run_and_goes_on_with_it(cli, digits, quick_model):
+    line = ("train", digits, "--resume", "--from", quick_model, *OPTIONS)
+    for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "resuming at step 4")):
+        code, _, err = cli(*line, "--steps", steps)
+        assert (code, shown in err) == (0, True), err
+
+
+def test_quiet(cli, digits, quick_model):
+    assert cli("train", digits, "--from", quick_model, "--steps", 1, *OPTIONS, "-q") == (0, "runs/digits\n", "")
+
+
+def test_what_train_left_out_is_named(cli, digits, quick_model):
+    shutil.copytree(digits, "mixed")
+    Path("mixed/bad.png").write_bytes(b"x")
+    code, _, err = cli("train", "mixed", "--from", quick_model, "--steps", 1, *OPTIONS)
+    assert code == 0
+    assert "1 left out" in err
+    assert "bad.png" in err
+
+
+def test_unfit_requests_are_refused_before_anything_is_made(cli, digits):
+    code, _, err = cli("train", digits, "--size", 30, "--preset", "tiny")
+    assert (code, "--size 30" in err, "Hint: Try --size 32." in err) == (2, True, True)
+    Path("folder").mkdir()
+    Path("folder/file").touch()
+    assert cli("train", digits, "-o", "folder")[0] == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples"])
+def test_a_file_where_the_run_needs_a_folder_is_found_at_the_start(cli, digits, run, name):
+    shutil.rmtree(run / name)
+    (run / name).touch()
+    code, _, err = cli("train", digits, "--resume", "--steps", 6)
+    assert (code, f"{run / name}: is a file, where a run needs a folder" in err) == (1, True), err
+    assert [path.name for path in Path("cache").rglob("index.json")] == []  # no image was decoded
+
+
+def test_a_folder_with_a_name_of_any_bytes(cli, digits, quick_model, tmp_path):
+    """The name goes onto the model card, and no checkpoint may be lost over it."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(digits, folder)
+    code, _, err = cli("train", folder, "-o", "run", "--from", quick_model, "--steps", 1, *OPTIONS)
+    assert code == 0, err
+    assert "caf\ufffd" in Path("run/checkpoints/step-00000001/README.md").read_text()
+
+
+def test_a_second_signal_stops_at_once(monkeypatch):
+    """But one that comes with the first is the same: launchers and batch systems send it to all."""
+    from ddpm_cli.cli import follow
+    from ddpm_cli.cli.follow import _stop_signals
+
+    monkeypatch.setattr(follow, "_ONE_SIGNAL", float("inf"))
+    before = signal.getsignal(signal.SIGTERM)
+    with _stop_signals() as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+        monkeypatch.setattr(follow, "_ONE_SIGNAL", 0.0)
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_dry_run(cli, digits, tmp_path, monkeypatch):
+    """It prints what would be trained, and writes nothing."""
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
+    options = ("--preset", "tiny", "--size", 8, "--batch-size", 4, "--steps", 40, "--precision", "fp32")
+    code, out, err = cli("train", digits, "--dry-run", *options)
+    assert code == 0, err
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    assert list(rows) == ["run", "images", "made", "model", "training", "device", "memory", "speed", "time", "disk"]
+    assert "1.2M parameters" in rows["model"]
+    assert re.fullmatch(r"[\d.]+ steps/s, [\d.e+]+ images/s", rows["speed"])
+    assert rows["time"].endswith("for 40 steps and their previews")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_a_run_that_goes_on(cli, digits, run, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    code, out, _ = cli("train", digits, "--dry-run", "--resume", "--steps", 400, "--json")
+    plan = json.loads(out)
+    assert (code, plan["start"], plan["config"]["train"]["steps"]) == (0, 4, 400)
+    assert plan["seconds"] > 396 / plan["steps_per_second"] > 0
+    weights = sum(path.stat().st_size for path in run.glob("checkpoints/step-00000004/*/*.safetensors"))
+    assert plan["checkpoint_bytes"] == 16 * plan["parameters"] == pytest.approx(weights, rel=0.5)  # small ones: headers
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+    assert cli("train", digits, "--dry-run")[0] == 1  # as the run itself would be refused

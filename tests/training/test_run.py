@@ -1,0 +1,101 @@
+"""`from ddpm_cli import train`: runs for Python, with the same files as the command line's."""
+
+import errno
+import fcntl
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli import DDPM, train
+from ddpm_cli.errors import DDPMError, LockedError
+from ddpm_cli.files import lock
+from ddpm_cli.models import runs
+from ddpm_cli.training import checkpoint
+from ddpm_cli.training.events import Finished, Logged, Previewed, Saved
+
+
+@pytest.fixture
+def start(digits, quick_model):
+    """Train quick_model's network on the digits, in fp32, with a preview at the end only."""
+
+    def run(folder: str, **options) -> Path:
+        settings = {"start_from": str(quick_model), "batch_size": 4, "sample_every": 99, "precision": "fp32"}
+        return train(digits, folder, **(settings | options))
+
+    return run
+
+
+def weights_in(run: Path) -> dict[str, bytes]:
+    newest = runs.checkpoints(run)[-1]
+    return {path.name: path.read_bytes() for path in newest.rglob("*.safetensors")}
+
+
+def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):
+    events = []
+    assert start("python", steps=4, seed=7, flip=False, on_event=events.append) == Path("python")
+    options = ("--from", quick_model, "--batch-size", 4, "--precision", "fp32", "--sample-every", 99)
+    assert cli("train", digits, "-o", "shell", "--steps", 4, "--seed", 7, "--no-flip", *options)[0] == 0
+    assert weights_in(Path("python")) == weights_in(Path("shell"))
+    assert Path("python/config.json").read_bytes() == Path("shell/config.json").read_bytes()
+    assert {type(event) for event in events} >= {Logged, Previewed, Saved, Finished}
+    assert events[-1] == Finished(4, interrupted=False)
+    assert DDPM.from_pretrained("python").sample(1).shape == (1, 1, 8, 8)
+
+
+def test_a_run_that_was_asked_to_stop_goes_on(start):
+    start("whole", steps=5)
+    events = []
+    start("parts", steps=5, on_event=events.append, should_stop=lambda: any(isinstance(e, Logged) for e in events))
+    assert events[-1].interrupted
+    with pytest.raises(DDPMError, match="a run is there already"):
+        start("parts", steps=5)
+    start("parts", steps=5, resume=True)
+    assert weights_in(Path("parts")) == weights_in(Path("whole"))
+
+
+def test_the_folder_is_named_by_the_images(digits, start):
+    assert start(None, steps=1) == Path("runs") / digits.name
+
+
+def test_an_unknown_setting_is_a_type_error(start):
+    with pytest.raises(TypeError, match="train\\(\\) has no setting 'stepz'"):
+        start("run", stepz=4)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "config.json", "metrics.jsonl"])
+def test_what_stands_in_the_way_is_named_at_the_start(start, quick_run, name):
+    run = Path(shutil.copytree(quick_run, "run"))
+    place = run / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.touch()
+    else:
+        place.unlink()
+        place.mkdir()
+    with pytest.raises(DDPMError, match=f"{place}: is"):
+        checkpoint.check_folders(run)
+
+
+def test_where_there_are_no_locks_a_run_warns(start, monkeypatch):
+    """As on some network file systems. The run goes on, since most have one process."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    notes = []
+    start("run", steps=1, on_note=notes.append)
+    assert any("run: this file system has no locks" in note for note in notes)
+
+
+def test_a_run_that_another_process_trains(cli, digits, quick_run, monkeypatch):
+    """It is refused, but its plan can be had."""
+    monkeypatch.setattr("ddpm_cli.training.rehearsal._SECONDS", 0.0)
+    run = Path(shutil.copytree(quick_run, "run"))
+    with lock(run / ".lock"):
+        with pytest.raises(LockedError, match="another process is training this run"):
+            train(digits, run, resume=True)
+        code, out, err = cli("train", digits, "-o", run, "--resume", "--dry-run", "--steps", 8)
+    assert (code, "from step 4 on" in out) == (0, True), err
