@@ -23,7 +23,7 @@ import hub_server  # noqa: F401  before anything that imports huggingface_hub, w
 import processes
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.files import new_directory
-from ddpm_cli.models import pipeline
+from ddpm_cli.models import pipeline, runs
 from ddpm_cli.nn.unet import UNet
 from ddpm_cli.training.presets import PRESETS
 from processes import DDPM, TORCHRUN, Process
@@ -51,6 +51,18 @@ def picture(path: str | Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
+
+
+def step_in(run: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    found = runs.checkpoints(run)
+    return runs.step_of(found[-1]) if found else 0
+
+
+def weights_in(run: Path) -> dict[str, bytes]:
+    """Raw weights, averages and moments in the newest checkpoint, and its name."""
+    newest = runs.checkpoints(run)[-1]
+    return {path.name: path.read_bytes() for path in newest.rglob("*.safetensors")} | {"step": newest.name.encode()}
 
 
 def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | None = None) -> Path:
@@ -109,8 +121,10 @@ def small_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_model(tmp_path_factory) -> Path:
-    """`small_model`'s network with 4 steps: to train from, where previews should cost nothing."""
-    return write_model(tmp_path_factory.mktemp("models") / "quick", SMALL, ScheduleConfig(num_train_timesteps=4))
+    """A gray 8x8 model of a single level and 4 steps: to train from, where only the run counts."""
+    one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (4,)}
+    schedule = ScheduleConfig(num_train_timesteps=4)
+    return write_model(tmp_path_factory.mktemp("models") / "quick", replace(SMALL, **one_level), schedule)
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +195,7 @@ def ddpm(start):
 
 
 @pytest.fixture
-def pair(start) -> Iterator[Callable[..., tuple[Process, Process]]]:
+def pair(start) -> Callable[..., tuple[Process, Process]]:
     """Start the command line in two processes that work together, as torchrun does but sooner."""
     stores = []  # where the processes find one another
 
@@ -196,7 +210,7 @@ def pair(start) -> Iterator[Callable[..., tuple[Process, Process]]]:
         first, second = (start(*args, env=world | {"RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01")
         return first, second
 
-    yield run
+    return run
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Process:
     ) -> None:
         """stderr: a file descriptor to use instead. terminal: one for all three streams."""
         self.returncode: int | None = None
-        self._out, self._err, given = (tempfile.TemporaryFile() for _ in range(3))
+        self._out, self._err, given = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115
         given.write(stdin)
         given.seek(0)
         streams = [given.fileno(), self._out.fileno(), self._err.fileno() if stderr is None else stderr]
@@ -96,12 +96,12 @@ class Process:
         if self.is_running():
             os.kill(self.pid, number)
 
-    def kill(self) -> int:
+    def kill(self) -> None:
         """SIGKILL, also for the processes that torchrun started: as when a machine goes down."""
         for pid in [self.pid, *self.children()] if self.is_running() else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return self.wait()
+        self.wait()
 
     def close(self) -> None:
         """Kill it if it is still there, and forget its output."""
@@ -113,6 +113,14 @@ class Process:
         """The processes that it started, such as torchrun's workers."""
         found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True)
         return sorted(map(int, found.stdout.split()))
+
+
+def kill_together(*processes: Process) -> None:
+    """SIGKILL for all of them at once; one that is left over would see that another is gone, and end by itself."""
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
 
 
 def _content(file: BinaryIO) -> bytes:
@@ -173,7 +181,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
 
 if __name__ == "__main__":
     import torch._dynamo  # the first step of Adam imports it
-    import torch.distributed.run
+    import torch.distributed.run  # noqa: F401
 
     import ddpm_cli.cli.app
     import ddpm_cli.cli.follow

@@ -2,14 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-
-from conftest import kill_all
 
 COMMON = ("sample", "-o", "images/", "--batch-size", 2)
 
@@ -70,46 +65,3 @@ def test_other_peoples_files_stay(cli, small_model):
     assert cli(*COMMON, "-m", small_model, "--n", 2, "--force")[0] == 0
     assert Path("images/000001.png").read_bytes().startswith(b"\x89PNG")
     assert Path("images/000005.png").read_text() == Path("images/cat.png").read_text() == "precious"
-
-
-def test_two_processes_draw_what_one_does(torchrun, small_model, whole):
-    process = torchrun(*COMMON, "-m", small_model, "-n", 7, "--json")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert json.loads(out)["drawn"] == 7  # said once
-    assert files() == whole
-
-
-def test_killed_processes_go_on_where_they_were(torchrun, cli, small_model, whole):
-    """Two are killed in the middle, one goes on with what is left."""
-    process = torchrun(*COMMON, "-m", small_model, "-n", "100k")
-    deadline = time.monotonic() + 60
-    while not (Path("images").exists() and len(files()) >= 4) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    kill_all(process)
-    drawn = files()
-    assert 4 <= len(drawn) < 100_000
-    assert any(name > "000006.png" for name in drawn)  # the second process has the second half
-    assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
-    assert {name: data for name, data in files().items() if name in whole} == whole
-    assert not list(Path("images").glob(".ddpm-*"))
-
-
-def test_only_one_command_at_a_time_fills_a_folder(cli, small_model):
-    command = [sys.executable, "-m", "ddpm_cli", *map(str, COMMON), "-m", str(small_model), "--n", "1M"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not Path("images/000000.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    code, _, err = cli(*COMMON, "-m", small_model, "--n", 3)
-    process.kill()
-    process.wait()
-    assert (code, "another process is drawing into it" in err) == (1, True)
-
-
-def test_several_processes_write_no_file(torchrun, small_model):
-    process = torchrun("sample", "-m", small_model, "-o", "grid.png")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert err.count("Error: 2 processes fill a folder") == 1
-    assert not Path("grid.png").exists()

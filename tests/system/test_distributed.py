@@ -1,50 +1,27 @@
-"""Several processes, as torchrun starts them: they learn what one does, on one machine or several, and stop."""
+"""Several processes learn what one does, on one machine or several. They stop together, and are started again."""
 
 import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_killed import command, finish, step_in, train, wait_for_step, weights_in
 
-from conftest import TORCHRUN
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_torchrun_that_is_stopped_saves(torchrun, digits, number):
-    run = Path("stopped")
-    process = train(torchrun, digits, run, "1M")
-    wait_for_step(run, 3)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert "stopped at step" in err
-    step = step_in(run)
-    assert f"stopped at step {step} of 1000000" in err
-    assert err.count("go on with: ") == 1
+from conftest import step_in, weights_in
+from processes import TORCHRUN, Process, wait_until
 
 
-def test_two_processes_learn_what_one_does(torchrun, digits):
-    """Half of each batch in each of them, for fifty steps."""
-    options = ("--batch-size", "32", "--size", "16", "--sample-every", "50", "--save-every", "50")
-    process = torchrun("train", digits, "-o", "two", "--steps", 50, "--precision", "fp32", *options)
-    one = [sys.executable, "-m", "ddpm_cli", "train", str(digits), "-o", "one", "--steps", "50", "--precision", "fp32"]
-    assert subprocess.run([*one, *options], capture_output=True).returncode == 0
-    err = finish(process)
-    assert "32 images (16 in each of 2 processes)" in err
-    assert "in 2 processes" in err
-    curves = []
-    for run in ("one", "two"):
-        lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-        curves.append([line["loss"] for line in lines])
-    assert len(curves[0]) == len(curves[1]) == 25
-    assert curves[0][-1] < 0.8 * curves[0][0]
-    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+@pytest.fixture
+def train(digits, quick_model) -> tuple[object, ...]:
+    options = ("--from", quick_model, "--precision", "fp32", "--batch-size", 4, "--sample-every", "1M")
+    return ("train", digits, *options, "--save-every", 3, "--keep", 2)
+
+
+def finish(*processes: Process) -> str:
+    return "".join(process.finish() for process in processes)
 
 
 def free_port() -> int:
@@ -53,42 +30,82 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_two_machines(digits, torchrun, tmp_path):
-    """Each with a cache of its own: the second one decodes its own copy of the images. They share the run's folder."""
-    meeting = f"--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{free_port()} --rdzv-id test --nnodes 2".split()
-    run = tmp_path / "two"
+def test_two_machines_learn_what_one_process_does(start, pair, cli, train, tmp_path):
+    """Half of each batch in each process, and on each machine a cache of its own, for which it decodes the images."""
+    options = ("--batch-size", 32, "--steps", 20, "--lr", 1e-2, "--resume")
+    port = free_port()
+    meeting = (
+        f"--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id test --nnodes 2 --nproc-per-node 1".split()
+    )
+    machines = []
     for name in ("0", "1"):
         Path(name).mkdir()
-    machines = [
-        subprocess.Popen(
-            [*TORCHRUN, "--nproc-per-node", "1", *meeting, "-m", "ddpm_cli", *command(digits, run, 12)[3:]],
-            env=os.environ | {"DDPM_CACHE_DIR": "cache", "OMP_NUM_THREADS": "1"},  # as torchrun sets it for two
-            cwd=name,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("0", "1")
-    ]
-    said = [finish(process) for process in machines]
-    assert sum("in 2 processes" in err for err in said) == 1
+        with contextlib.chdir(name):
+            command = (*meeting, "-m", "ddpm_cli", *train, "-o", tmp_path / "two machines", *options)
+            machines.append(start(*command, source=TORCHRUN, env={"DDPM_CACHE_DIR": "cache"}))
+    assert cli(*train, "-o", "one", *options)[0] == 0
+    together = finish(*pair(*train, "-o", "two", *options))
+    assert "32 images (16 in each of 2 processes)" in together
+    assert "in 2 processes" in together
+    apart = finish(*machines)
+    assert apart.count("in 2 processes") == 1
     assert len(list(tmp_path.glob("[01]/cache/packs/*/index.json"))) == 2
-    finish(train(torchrun, digits, Path("one"), 12))
-    assert weights_in(run) == weights_in(Path("one"))
+    assert weights_in(Path("two machines")) == weights_in(Path("two"))
+
+    def losses(run: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+    assert len(losses("one")) == 20
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
+    assert losses("one")[-1] < 0.9 * losses("one")[0]
 
 
-def test_a_restart_before_the_run_began_does_not_take_the_old_one(cli, digits, monkeypatch):
+def test_workers_that_die_are_started_again_until_torchrun_is_stopped(torchrun, pair, train):
+    """Elastic restarts call the same command, without --resume, and it goes on from the newest checkpoint.
+
+    Both the leading worker and the other one: each time they have to find one another again. SIGTERM in the end saves.
+    """
+    run = Path("restarted")
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    process = torchrun(*train, "-o", run, "--steps", "1M", options=options)
+    reached = 0
+    for rank in (0, 1):
+        wait_until(lambda: step_in(run) > reached, process)  # noqa: B023
+        os.kill(process.children()[rank], signal.SIGKILL)
+        reached = step_in(run) + 3  # it may have saved once more before it died
+    wait_until(lambda: process.err.count("resuming at step") == 2 and step_in(run) > reached, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    step = step_in(run)
+    assert f"stopped at step {step} of 1000000" in process.err
+    assert process.err.count("go on with: ") == 1
+    finish(*pair(*train, "-o", "unbroken", "--steps", step))
+    assert weights_in(run) == weights_in(Path("unbroken"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_process_that_is_told_to_stop_stops_both(pair, train, number):
+    """Ctrl-C and batch systems signal both, one a little later than the other."""
+    first, second = pair(*train, "-o", "run", "--steps", "1M")
+    wait_until(lambda: step_in(Path("run")) >= 3, first, second)
+    second.send_signal(number)
+    assert first.wait() == second.wait() == 128 + number
+    assert f"stopped at step {step_in(Path('run'))} of 1000000" in first.err
+    assert second.err == ""
+
+
+def test_a_restart_before_the_run_began_does_not_take_the_old_one(cli, train, monkeypatch):
     """--force means the same in the second try; and where the run was begun already, the try goes on with it."""
-    options = ("-o", "run", "--preset", "tiny", "--size", 8, "--batch-size", 4)
-    assert cli("train", digits, *options, "--steps", 2)[0] == 0
+    train = (*train, "-o", "run", "--steps")
+    assert cli(*train, 2)[0] == 0
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    code, _, err = cli("train", digits, *options, "--steps", 3, "--force")
+    code, _, err = cli(*train, 3, "--force")
     assert (code, "moved the run that was in run" in err, "resuming" in err) == (0, True, False)
-    code, _, err = cli("train", digits, *options, "--steps", 4, "--force")
+    code, _, err = cli(*train, 4, "--force")
     assert (code, "moved" in err, "resuming at step 3" in err) == (0, False, True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
-    assert cli("train", digits, *options, "--steps", 5)[0] == 1
+    assert cli(*train, 5)[0] == 1
 
 
 def test_force_does_not_take_a_run_from_under_its_process(tmp_path):
@@ -107,16 +124,17 @@ def test_force_does_not_take_a_run_from_under_its_process(tmp_path):
     assert run.exists()
 
 
-def test_errors_are_said_once(torchrun, digits):
-    """By one process of those that come to the same error, and by the one that has it otherwise."""
-    for options, message in [
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (("--batch-size", 1), "--batch-size 1: fewer images than the 2 processes"),
-        (("--size", 30), "--size 30 is not a multiple"),
-        (("--lr", 1e30, "--steps", 300), "is not finite at step"),
+        (("--channels", 3), "--channels 3: the model of --from has 1"),
+        (("--lr", 1e30, "--steps", 100), "is not finite at step"),
         (("--device", "mps"), "--device mps is one device for 2 processes"),
-    ]:
-        process = torchrun("train", digits, "-o", "run", "--preset", "tiny", "--force", *options)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert message in err
-        assert f"\n{err}".count("\nError: ") == 1, err
+    ],
+)
+def test_an_error_that_all_processes_have_is_reported_once(pair, train, options, message):
+    first, second = pair(*train, "-o", "run", *options)
+    assert first.wait() == second.wait() != 0
+    assert message in first.err
+    assert f"\n{first.err}{second.err}".count("\nError: ") == 1, first.err + second.err

@@ -1,202 +1,161 @@
-"""Runs that are really killed, at random moments and at the worst ones, end as the run that was not."""
+"""Runs that are killed, as soon as they did something and at the worst moments, end as the run that was not killed."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from conftest import kill_all, workers
-from ddpm_cli.models import runs
+from conftest import step_in, weights_in
+from processes import DDPM, Process, kill_together, wait_until
 
-SEED = 4  # of the moments
-KILLS = 10
-OPTIONS = (
-    *("--resume", "--preset", "tiny", "--size", "8", "--batch-size", "4", "--precision", "fp32"),
-    *("--save-every", "3", "--sample-every", "40", "--keep", "2"),
-)
+RUN = Path("killed")
+Command = Callable[[Path, object], tuple[object, ...]]
 
 
-def weights_in(run: Path) -> dict[str, bytes]:
-    """Raw weights, averages, moments of the newest checkpoint."""
-    newest = runs.checkpoints(run)[-1]
-    return {path.name: path.read_bytes() for path in newest.rglob("*.safetensors")} | {"step": newest.name.encode()}
+@pytest.fixture
+def command(digits, quick_model) -> Command:
+    """The arguments of a training with frequent checkpoints: command(run, steps)."""
+    options = ("--from", quick_model, "--batch-size", 4, "--precision", "fp32")
+
+    def arguments(run: Path, steps: object) -> tuple[object, ...]:
+        often = ("--save-every", 3, "--sample-every", 40, "--keep", 2)
+        return ("train", digits, "-o", run, "--resume", *options, *often, "--steps", steps)
+
+    return arguments
 
 
-def command(digits: Path, run: Path, steps: int | str) -> list[str]:
-    return [sys.executable, "-m", "ddpm_cli", "train", str(digits), "-o", str(run), *OPTIONS, "--steps", str(steps)]
-
-
-def step_in(run: Path) -> int:
-    found = runs.checkpoints(run)
-    return runs.step_of(found[-1]) if found else 0
-
-
-def wait_for_step(run: Path, step: int, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while step_in(run) < step:
-        assert time.monotonic() < deadline, "it does not get on"
-        time.sleep(0.01)
-
-
-def test_killed_ten_times(digits):
-    """SIGKILL between the start of the process and some steps of training, then --resume; ten times."""
-    moments = random.Random(SEED)
-    run = Path("killed")
-    started = time.monotonic()
-    process = subprocess.Popen(command(digits, run, "1M"), stderr=subprocess.DEVNULL)
-    wait_for_step(run, 3)
-    until_training = time.monotonic() - started
-    reached = []
-    for kill in range(KILLS):
-        if kill:
-            process = subprocess.Popen(command(digits, run, "1M"), stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.5, 1.6) * until_training)
-        assert process.poll() is None
-        process.kill()
-        process.wait()
-        reached.append(step_in(run))
-    assert reached == sorted(reached)
-    assert len(set(reached)) > 3, "the moments are badly chosen"
-    last = reached[-1] + 4
-    assert subprocess.run(command(digits, run, last), capture_output=True).returncode == 0
-    assert subprocess.run(command(digits, Path("unbroken"), last), capture_output=True).returncode == 0
+def check(run: Path, begin: Callable[..., tuple[Process, ...]], command: Command) -> None:
+    """Go on with a run for some steps, and compare it with one that did them at once."""
+    last = step_in(run) + 4
+    for folder in (run, Path("unbroken")):
+        for process in begin(*command(folder, last)):
+            process.finish()
     assert weights_in(run) == weights_in(Path("unbroken"))
     lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(set(lines))
-    assert [path.name for path in run.rglob(".*")] == [".lock"]
+    assert [path.name for path in run.rglob(".*")] == [".lock"]  # nothing half-written is left
 
 
-def train(torchrun, digits: Path, run: Path, steps: int | str, *options: str) -> subprocess.Popen:
-    return torchrun(*command(digits, run, steps)[3:], options=options)
+# What is waited for before a kill, given the processes and the step that was reached before.
+MOMENTS: list[Callable[[tuple[Process, ...], int], object]] = [
+    lambda started, reached: step_in(RUN) > reached + 3,
+    lambda started, reached: list(RUN.glob("checkpoints/.step-*")),
+    lambda started, reached: "resuming" in started[0].err,
+    lambda started, reached: step_in(RUN) > reached,
+]
 
 
-def finish(process: subprocess.Popen) -> str:
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return err
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_again_and_again(start, pair, command, processes):
+    """After two checkpoints, while one is written, before there is another one, after one."""
+    begin = pair if processes == 2 else lambda *args: (start(*args),)
+    reached = 0
+    for happened in MOMENTS:
+        started = begin(*command(RUN, "1M"))
+        wait_until(partial(happened, started, reached), *started)
+        kill_together(*started)
+        assert step_in(RUN) >= reached
+        reached = step_in(RUN)
+    check(RUN, begin, command)
 
 
-def test_two_processes_killed_ten_times(torchrun, digits):
-    moments = random.Random(SEED)
-    run = Path("killed")
-    started = time.monotonic()
-    process = train(torchrun, digits, run, "1M")
-    wait_for_step(run, 3)
-    until_training = time.monotonic() - started
-    reached = []
-    for kill in range(KILLS):
-        if kill:
-            process = train(torchrun, digits, run, "1M")
-        time.sleep(moments.uniform(0.5, 1.6) * until_training)
-        assert process.poll() is None
-        kill_all(process)
-        reached.append(step_in(run))
-    assert len(set(reached)) > 3, "the moments are badly chosen"
-    last = reached[-1] + 4
-    finish(train(torchrun, digits, run, last))
-    finish(train(torchrun, digits, Path("unbroken"), last))
-    assert weights_in(run) == weights_in(Path("unbroken"))
-
-
-def test_a_worker_that_dies_is_started_again_and_goes_on(torchrun, digits):
-    """Elastic restarts call the same command, here without --resume, and it goes on from the newest checkpoint.
-
-    Several times, the leading worker and the other one: each time they have to find one another again.
-    """
-    run = Path("restarted")
-    arguments = [argument for argument in command(digits, run, 90)[3:] if argument != "--resume"]
-    process = torchrun(*arguments, "--sample-every", "1000", options=("--max-restarts", "3"))
-    for kill in range(3):
-        wait_for_step(run, step_in(run) + 6)
-        os.kill(workers(process)[kill % 2], signal.SIGKILL)
-    err = finish(process)
-    assert err.count("resuming at step") == 3
-    finish(train(torchrun, digits, Path("unbroken"), 90))
-    assert weights_in(run) == weights_in(Path("unbroken"))
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_a_hundred_times(start, pair, command, processes):
+    """At random moments between the start of the process and some checkpoints later."""
+    begin = pair if processes == 2 else lambda *args: (start(*args),)
+    moments = random.Random(4)
+    before = time.monotonic()
+    started = begin(*command(RUN, "1M"))
+    wait_until(lambda: step_in(RUN) >= 3, *started)
+    until_training = time.monotonic() - before
+    reached = 0
+    for _ in range(100):
+        time.sleep(moments.uniform(0.0, 1.6) * until_training)
+        kill_together(*started)
+        assert step_in(RUN) >= reached
+        reached = step_in(RUN)
+        started = begin(*command(RUN, "1M"))
+    kill_together(*started)
+    check(RUN, begin, command)
 
 
 # Where a process kills itself: what is called, by its module and name, and how often before.
 WORST = {
-    "a checkpoint, between two files": ("ddpm_cli.training.checkpoint", "save_file", 4),
+    "a checkpoint, between two files": ("ddpm_cli.training.checkpoint", "save_file", 3),
     "a checkpoint, before it gets its name": ("ddpm_cli.files", "_flush", 12),
     "a checkpoint, before the old ones go": ("ddpm_cli.training.checkpoint", "prune", 1),
     "a preview, as it is drawn": ("ddpm_cli.data.images", "to_uint8", 0),
-    "a preview, before it gets its name": ("ddpm_cli.data.images", "picture_bytes", 1),
+    "a preview, before it gets its name": ("ddpm_cli.data.pictures", "picture_bytes", 1),
     "the images, as they are packed": ("ddpm_cli.data.images", "planes", 30),
     "the numbers": ("ddpm_cli.training.trainer", "Trainer._log", 0),
 }
-KILLER = """
-import importlib, os, signal, sys
-module, name, calls = sys.argv[1], sys.argv[2].split("."), int(sys.argv[3])
-from ddpm_cli.training import trainer
-place = importlib.import_module(module)
-for part in name[:-1]:
-    place = getattr(place, part)
-real = getattr(place, name[-1])
-def deadly(*args, **keywords):
-    global calls
-    calls -= 1
-    if calls < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **keywords)
-setattr(place, name[-1], deadly)
-from ddpm_cli.cli.app import main
-main(sys.argv[4:])
+# Runs the command line with another function in the place of one of its own.
+HOOK = f"""
+import importlib, os, signal, time
+def hook(module, name, calls, act):
+    *path, last = name.split(".")
+    place = importlib.import_module(module)
+    for part in path:
+        place = getattr(place, part)
+    real = getattr(place, last)
+    def hooked(*args, **keywords):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            act()
+        return real(*args, **keywords)
+    setattr(place, last, hooked)
+hook(*{{where}}, lambda: {{act}})
+{DDPM}
 """
+DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 @pytest.fixture(scope="module")
-def unbroken(digits, tmp_path_factory) -> dict[str, bytes]:
+def unbroken(digits, quick_model, tmp_path_factory) -> dict[str, bytes]:
+    """The weights of the run that is killed below, and is not killed here."""
+    from ddpm_cli import train
+
     run = tmp_path_factory.mktemp("runs") / "unbroken"
-    done = subprocess.run(worst_command(digits, run), capture_output=True, cwd=run.parent)
-    assert done.returncode == 0, done.stderr
-    return weights_in(run)
-
-
-def worst_command(digits: Path, run: Path) -> list[str]:
-    return [*command(digits, run, 6), "--sample-every", "4"]
+    settings = {"batch_size": 4, "precision": "fp32", "save_every": 3, "sample_every": 4}
+    return weights_in(train(digits, run, start_from=str(quick_model), steps=6, **settings))
 
 
 @pytest.mark.parametrize("moment", WORST)
-def test_killed_in_the_middle_of(moment, digits, unbroken):
-    module, name, calls = WORST[moment]
-    arguments = worst_command(digits, Path("run"))
-    killed = subprocess.run([sys.executable, "-c", KILLER, module, name, str(calls), *arguments[3:]])
-    assert killed.returncode == -signal.SIGKILL
-    whole = subprocess.run(arguments, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    assert "damaged" not in whole.stderr
-    assert weights_in(Path("run")) == unbroken
+def test_killed_in_the_middle_of(moment, start, cli, command, unbroken):
+    arguments = (*command(RUN, 6), "--sample-every", 4)
+    killed = start(*arguments, source=HOOK.format(where=WORST[moment], act=DIE))
+    assert killed.wait() == -signal.SIGKILL, killed.err
+    code, _, err = cli(*arguments)
+    assert code == 0, err
+    assert "damaged" not in err
+    assert weights_in(RUN) == unbroken
     assert [path.name for path in Path().rglob(".*")] == [".lock"]  # nothing half-made, in the cache neither
     assert len(list(Path("cache/packs").iterdir())) == 1
 
 
-def test_two_runs_that_pack_at_once_make_one_pack(digits):
-    """They begin together; one decodes, the other waits for it."""
+def test_two_runs_that_pack_at_once_make_one_pack(start, digits, command):
+    """The first one decodes; the second one waits for it."""
     shutil.copytree(digits, "images")
-    for i in range(20):
-        shutil.copytree(digits, f"images/more {i}")
-    arguments = [command(Path("images"), Path(name), 1) for name in ("a", "b")]
-    slow = KILLER.replace("os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(0.001)")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", slow, "ddpm_cli.data.images", "planes", "0", *argument[3:]],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for argument in arguments
-    ]
-    for process in both:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+    arguments = [("train", "images", *command(Path(name), 1)[2:]) for name in ("a", "b")]
+    Path("wait").touch()
+    waiting = "[None for _ in iter(lambda: time.sleep(0.01) or os.path.exists('wait'), False)]"
+    first = start(*arguments[0], source=HOOK.format(where=("ddpm_cli.data.images", "planes", 0), act=waiting))
+    wait_until(lambda: list(Path("cache").rglob("*.partial")), first)
+    second = start(
+        *arguments[1], source=HOOK.format(where=("ddpm_cli.files", "fcntl.flock", 0), act="open('asked', 'w')")
+    )
+    wait_until(Path("asked").exists, first, second)
+    Path("wait").unlink()
+    first.finish()
+    second.finish()
     [pack] = Path("cache/packs").iterdir()
-    assert json.loads((pack / "index.json").read_text())["count"] == 60 * 21
+    assert json.loads((pack / "index.json").read_text())["count"] == 60
     assert weights_in(Path("a")) == weights_in(Path("b"))

@@ -32,7 +32,9 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize(("damage", "name"), [*((flip, name) for name in NAMES), (cut, NAMES[0]), (Path.unlink, NAMES[1])])
+@pytest.mark.parametrize(
+    ("damage", "name"), [*((flip, name) for name in NAMES), (cut, NAMES[0]), (Path.unlink, NAMES[1])]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(cli, digits, damage, name):
     whole = files_of(4)["raw.safetensors"].read_bytes()
     damage(files_of(4)[name])

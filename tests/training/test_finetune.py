@@ -95,22 +95,22 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_agai
     assert distance(weights_of(Path("run")), expected) == 0
 
 
-def test_what_goes_with_it(cli, digits, quick_model, color_model):
+def test_what_goes_with_it(cli, digits, small_model, color_model):
     def refusal(*flags: object, code: int = 2) -> str:
         result = cli("train", digits, "-o", "run", *flags)
         assert result[0] == code
         assert not Path("run").exists() or flags[0] == "--resume"
         return result[2]
 
-    assert "--preset tiny: --from brings the network" in refusal("--from", quick_model, "--preset", "tiny")
-    assert "--channels 3: the model of --from has 1" in refusal("--from", quick_model, "--channels", "3")
-    assert "--size 10 is not a multiple of 4" in refusal("--from", quick_model, "--size", "10")
+    assert "--preset tiny: --from brings the network" in refusal("--from", small_model, "--preset", "tiny")
+    assert "--channels 3: the model of --from has 1" in refusal("--from", small_model, "--channels", "3")
+    assert "--size 10 is not a multiple of 4" in refusal("--from", small_model, "--size", "10")
     assert "no such file or directory" in refusal("--from", "nothing", code=1)
-    assert cli("train", digits, "-o", "run", "--from", quick_model, "--size", "12", "--steps", "1", *QUICK)[0] == 0
+    assert cli("train", digits, "-o", "run", "--from", small_model, "--size", "12", "--steps", "1", *QUICK)[0] == 0
     assert config_of(Path("run"))["unet"]["sample_size"] == 12
-    assert f"--from {color_model} (the run has {quick_model})" in refusal("--resume", "--from", color_model)
-    assert cli("train", digits, "-o", "run", "--resume", "--from", quick_model, "--steps", "2", "-q")[0] == 0
+    assert f"--from {color_model} (the run has {small_model})" in refusal("--resume", "--from", color_model)
+    assert cli("train", digits, "-o", "run", "--resume", "--from", small_model, "--steps", "2", "-q")[0] == 0
     assert cli("train", digits, "-o", "other", "--steps", "1", "--size", "8", *QUICK)[0] == 0
-    code, _, err = cli("train", digits, "-o", "other", "--resume", "--from", quick_model)
+    code, _, err = cli("train", digits, "-o", "other", "--resume", "--from", small_model)
     assert code == 2
     assert "(the run has none)" in err

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from conftest import weights_in
 from ddpm_cli import DDPM, train
 from ddpm_cli.errors import DDPMError, LockedError
 from ddpm_cli.files import lock
-from ddpm_cli.models import runs
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Finished, Logged, Previewed, Saved
 
@@ -24,11 +24,6 @@ def start(digits, quick_model):
         return train(digits, folder, **(settings | options))
 
     return run
-
-
-def weights_in(run: Path) -> dict[str, bytes]:
-    newest = runs.checkpoints(run)[-1]
-    return {path.name: path.read_bytes() for path in newest.rglob("*.safetensors")}
 
 
 def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):

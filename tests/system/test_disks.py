@@ -1,0 +1,141 @@
+"""Disks that are full, read-only, or go away while a run is trained on them."""
+
+import contextlib
+import math
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.models import runs
+from processes import DDPM, Process, wait_until
+
+RUN = Path("run")
+OPTIONS = ("--resume", "--batch-size", 4, "--sample-every", "1M", "--precision", "fp32")
+SMALL_FILES = 10_000  # bytes: more than all of a run's files have but the weights
+LIMIT = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALL_FILES}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+{DDPM}
+"""
+
+
+@pytest.fixture
+def train(start, digits, quick_model):
+    """Train in a process, with a checkpoint at every second step: train(run, …) -> Process."""
+
+    def run(folder: Path, *options: object, **how: str) -> Process:
+        chosen = ("--from", quick_model, *OPTIONS, "--save-every", 2)
+        return start("train", digits, "-o", folder, *chosen, *options, **how)
+
+    return run
+
+
+def test_a_file_that_cannot_grow_ends_no_run_before_its_end(train):
+    train(RUN, "--steps", 2).finish()
+    process = train(RUN, "--steps", 7, source=LIMIT)
+    assert process.wait() == 1
+    assert "step 4 could not be saved" in process.err
+    assert "training goes on" in process.err
+    assert "Error: step 7 could not be saved" in process.err
+    assert "step-00000002 is safe" in process.err
+    assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["step-00000002"]  # and nothing half-written
+    train(RUN, "--steps", 7).finish()
+
+
+@pytest.fixture
+def small_disk(tmp_path, quick_run):
+    """Room for one checkpoint, and not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    files = (path for path in (quick_run / "checkpoints" / "step-00000004").rglob("*") if path.is_file())
+    size = sum(4096 * math.ceil(path.stat().st_size / 4096) for path in files)
+    options = ["-t", "tmpfs", "-o", f"size={int(1.7 * size)}"]
+    if subprocess.run(["mount", *options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk(train, small_disk):
+    """Until somebody makes room."""
+    run = small_disk / "run"
+    process = train(run, "--steps", 4, "--keep", 1)
+    assert process.wait() == 1
+    assert re.search(r"Error: step 4 could not be saved \(.*No space left", process.err), process.err
+    assert "step-00000002 is safe" in process.err
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    subprocess.run(["mount", "-o", "remount,size=90m", small_disk], check=True)
+    assert "resuming at step 2" in train(run, "--steps", 4).finish()
+
+
+def test_a_disk_that_is_full_already_when_a_run_goes_on(train, small_disk):
+    """Nothing has to be written for that."""
+    run = small_disk / "run"
+    train(run, "--steps", 2, "--keep", 1).finish()
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert re.search(r"0\.0 [kM]B free, and the checkpoints need", train(run, "--steps", 2, "--keep", 1).finish())
+
+
+def test_a_read_only_disk(train, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    process = train(small_disk / "run", "--steps", 2)
+    assert process.wait() == 1
+    assert process.err.count("Error: ") == 1
+    assert "Read-only file system" in process.err
+
+
+@pytest.fixture
+def lost_disk(tmp_path):
+    """A mounted folder, and what takes it away and brings it back while a process goes on."""
+    disk, store = tmp_path / "disk", tmp_path / "store"
+    disk.mkdir()
+    store.mkdir()
+
+    def mount() -> int:
+        return subprocess.run(["mount", "--bind", store, disk], capture_output=True).returncode
+
+    def unmount() -> int:
+        return subprocess.run(["umount", "-l", disk], capture_output=True).returncode
+
+    if mount():
+        pytest.skip("mounting needs root")
+    yield disk, mount, unmount
+    unmount()
+
+
+def test_a_disk_that_goes_away_and_comes_back(train, lost_disk):
+    """Nothing is written below the place where it was. Training goes on, and saves when the disk is there again."""
+    disk, mount, unmount = lost_disk
+    run = disk / "run"
+    source = f"import ddpm_cli.training.checkpointer as s; s.RETRY_SECONDS = 0.0; {DDPM}"
+    process = train(run, "--steps", "1M", "--save-every", 20, "--keep", 1, source=source)
+    wait_until(lambda: "checkpoints/step-" in process.err, process)
+    unmount()
+    wait_until(
+        lambda: re.search("could not be saved.*the run's folder is gone.*training goes on", process.err), process
+    )
+    assert not list(disk.iterdir())
+    lost = len(process.err)
+    mount()
+    wait_until(lambda: "checkpoints/step-" in process.err[lost:], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert run / "config.json" in run.iterdir()
+    assert len(runs.checkpoints(run)) == 1
+
+
+def test_a_run_whose_folder_was_removed_is_saved_in_the_end(train, cli, digits):
+    process = train(RUN, "--steps", "1M", "--save-every", 20)
+    wait_until(lambda: "checkpoints/step-" in process.err, process)
+    while RUN.exists():  # it may be writing just then
+        shutil.rmtree(RUN, ignore_errors=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--dry-run", "--json")
+    assert code == 0, err

@@ -1,0 +1,43 @@
+"""`ddpm` as the shell starts it, in new processes with nothing imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import GUARD
+
+DDPM = str(Path(sys.executable).with_name("ddpm"))
+HELP = """
+import contextlib, io, sys
+from ddpm_cli.cli.app import app, main
+for command in [[], *([command.name] for command in app.registered_commands)]:
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        main([*command, "-h"])
+    assert "Usage" in text.getvalue(), command
+    assert "torch" not in sys.modules, command
+"""
+
+
+def test_help_and_version():
+    for command in ([DDPM], [sys.executable, "-m", "ddpm_cli"]):
+        done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+        for name in ("train", "sample", "noise", "denoise-trace"):
+            assert name in done.stdout
+    assert subprocess.run([DDPM, "-V"], capture_output=True, check=True).stdout == b"ddpm 0.1.0\n"
+
+
+def test_help_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pipeline_gives_the_same_as_files(cli, color_model, photo):
+    line = '"$0" noise - --t 30 --format safetensors < "$1" | "$0" denoise-trace - -m "$2" -o - > piped.png'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, DDPM, photo, color_model], capture_output=True, text=True, timeout=GUARD
+    )
+    assert done.returncode == 0, done.stderr
+    assert cli("noise", photo, "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
+    assert cli("denoise-trace", "n.safetensors", "-m", color_model, "-o", "trace.png")[0] == 0
+    assert Path("piped.png").read_bytes() == Path("trace.png").read_bytes()

@@ -1,0 +1,39 @@
+"""Commands that are asked to stop, by Ctrl-C and other signals, end in order."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import picture
+from ddpm_cli.models import runs
+from ddpm_cli.training import checkpoint
+from processes import wait_until
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_is_safe_and_goes_on(start, cli, digits, quick_model, number):
+    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143; a terminal that is closed: 129."""
+    options = ("--from", quick_model, "--batch-size", 4, "--sample-every", "1M", "--save-every", 5)
+    run = Path("runs/digits")
+    process = start("train", digits, "--steps", "1M", *options)
+    wait_until(lambda: runs.checkpoints(run), process)
+    process.send_signal(number)
+    assert (process.wait(), process.out) == (128 + number, b"")
+    assert "--resume" in process.err
+    assert "Traceback" not in process.err
+    step = checkpoint.load_training(runs.checkpoints(run)[-1]).step
+    assert f"stopped at step {step} of 1000000" in process.err
+    code, _, err = cli("train", digits, "--resume", "--steps", step + 2)
+    assert (code, f"resuming at step {step}" in err) == (0, True), err
+
+
+def test_ctrl_c_in_sampling(start, small_model):
+    process = start("sample", "-m", small_model, "--n", "1M", "-o", "images/")
+    wait_until(Path("images/000000.png").exists, process)
+    process.send_signal(signal.SIGINT)
+    assert (process.wait(), process.out) == (130, b"")
+    assert "interrupted: sampling" in process.err
+    assert not list(Path("images").glob(".ddpm-*"))
+    for path in Path("images").glob("*.png"):
+        assert picture(path).size == (8, 8)
