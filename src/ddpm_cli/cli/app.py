@@ -1,4 +1,4 @@
-"""`ddpm`: the commands, and what becomes of errors."""
+"""`ddpm`: the commands, and how their errors are shown."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _explain(error: Exception, arguments: list[str]) -> int:
-    """Say what went wrong; returns the exit code."""
+    """Print what went wrong. Returns the exit code."""
+    command = next((a for a in arguments if a in _COMMANDS), None)
+    memory_hint = _MEMORY_HINTS.get(command or "", "Close other programs, or use another --device.")
     match error:
         case ElsewhereError():
             return error.exit_code
@@ -75,17 +77,18 @@ def _explain(error: Exception, arguments: list[str]) -> int:
             print_error(error.message, error.hint)
             return error.exit_code
         case typer.TyperException():
-            command = next((a for a in arguments if a in _COMMANDS), None)
             print_error(error.format_message(), f"ddpm {command} -h" if command else "ddpm -h")
             return error.exit_code
         case typer.Abort():
             return 130
         case MemoryError():
-            print_error("out of memory", _MEMORY_HINT)
+            print_error("out of memory", memory_hint)
         case OSError():
             print_error(str(error))
-        case _ if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
-            print_error(f"the device is out of memory ({str(error).splitlines()[0]})", _MEMORY_HINT)
+        case _ if type(error).__name__ == "OutOfMemoryError":  # of a GPU; torch need not be imported to name it
+            print_error(f"the device is out of memory ({str(error).splitlines()[0]})", memory_hint)
+        case RuntimeError() if "can't allocate memory" in str(error):  # of a processor
+            print_error("out of memory", memory_hint)
         case _:
             print_error(
                 f"{type(error).__name__}: {error}",
@@ -95,4 +98,7 @@ def _explain(error: Exception, arguments: list[str]) -> int:
 
 
 _COMMANDS = [command.name for command in app.registered_commands]
-_MEMORY_HINT = "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model."
+_MEMORY_HINTS = {
+    "train": "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model.",
+    "sample": "Use a smaller --batch-size.",
+}

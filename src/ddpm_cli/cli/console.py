@@ -133,17 +133,17 @@ class Console:
             yield lambda completed, **values: None
             return
         bar = Progress(
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[what]}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             *([TimeRemainingColumn()] if eta else []),
             console=self._err,
             expand=True,
             transient=True,
         )
         with bar:
-            task = bar.add_task("", total=total, what=what, status="")
+            task = bar.add_task("", total=total, what=safe(what), status="")
 
             def update(completed: int, **values: Any) -> None:
                 shown: dict[str, Any] = {

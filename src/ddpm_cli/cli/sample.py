@@ -79,7 +79,7 @@ def sample(
                 "steps": taken,
                 "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
             }
-            missing = held.enter_context(opened(target.path, n, made_with, force))
+            missing = held.enter_context(opened(target.path, n, made_with, force, console.warn))
             if len(missing) < n:
                 console.note(f"{n - len(missing)} of {n} images are there already")
             return missing
@@ -119,7 +119,7 @@ def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> byte
         rest = iter(numbers)
         for batch in batches:
             for image, i in zip(batch, rest, strict=False):  # in this order: a batch that ends takes no number
-                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)))
+                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
         return None
     if target.suffix == ".npz":
         return pictures.npz_bytes(batches, len(numbers))

@@ -167,4 +167,4 @@ def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: 
         for row, tile in (("x_t", x_t), ("x_0", x_0)):
             if row in _ROWS[show]:
                 data = pictures.picture_bytes(images.to_pil(tile[0]))
-                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)
+                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data, sync=False)
