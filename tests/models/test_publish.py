@@ -143,7 +143,7 @@ def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch
 
     assert "nothing: no such file" in refusal("nothing", "me/digits")
     assert "../x: not the name" in refusal(run, "../x", code=2)
-    assert "digits: not a name" in refusal(run, "digits", code=2)
+    assert "digits: not the name" in refusal(run, "digits", code=2)
     assert "digits--x/a--b: not a name that the Hub takes" in refusal(run, "digits--x/a--b")
     server.faults["upload"] = 400
     assert "me/digits: could not be sent to the Hugging Face Hub (the Hub answered 400)" in refusal(run, "me/digits")
