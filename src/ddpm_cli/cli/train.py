@@ -255,7 +255,7 @@ def _train(
     with open_run(request, world, device, precision, dry_run, console.progress, console.warn) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
-            with console.bar("trying a few steps", None):
+            with console.bar("trying it", None):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
