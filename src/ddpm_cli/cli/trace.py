@@ -99,7 +99,9 @@ def denoise_trace(
     noise = ImageNoise(seed, [0], ddpm.shape)
     if source is None:
         if t not in (None, T):
-            raise UsageError(f"--t {t}: pure noise is t={T}", "Give an image to start from another t.")
+            raise UsageError(
+                f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
+            )
         start, x_t = T, noise()
     else:
         noised = _noised(ddpm, *source, t, seed, background, console)
