@@ -66,8 +66,8 @@ def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
-    if seconds.step < _SECONDS:  # the first time takes longer than the next ones
-        seconds = _require_memory(trainer, images, parts, compute=True)
+    if trainer.world.on_main(lambda: seconds.step < _SECONDS):  # the first time takes longer than the next ones
+        seconds = trainer.world.on_all(lambda: _try(trainer, images))
     _plan_previews(trainer, _Seconds(seconds.step * parts, seconds.sample), sample_every_asked)
 
 
