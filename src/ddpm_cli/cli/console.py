@@ -124,6 +124,14 @@ class Console:
             raise
 
     @contextmanager
+    def trial(self, what: str) -> Iterator[None]:
+        """A bar, or a line in a log, for work that takes a while and does not tell how far it is."""
+        if not self.live:
+            self.note(what)
+        with self.bar(what, None):
+            yield
+
+    @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[str, int, int | None], None]]:
         """Show a bar for work that names its own parts. Gives update(what, done, total or None)."""
         with self.bar(what, None) as update:

@@ -79,8 +79,19 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
         "prepared": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
         "model": f"{about}{f', from {config.base}' if config.base else ''}",
         "training": f"{train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}",
+        "previews": _previews(trainer),
         "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
     }
+
+
+def _previews(trainer: Trainer) -> str:
+    """When previews are drawn, and what they cost."""
+    from ddpm_cli.training.previews import IMAGES
+
+    plan, steps = trainer.previews, trainer.config.train.steps
+    when = f"every {plan.every} steps" if plan.every < steps else "at the end"
+    cost = "" if plan.share is None else f", about {max(1, round(100 * plan.share))} % of the time"
+    return f"{IMAGES} images in {plan.steps} steps, {when}{cost}"
 
 
 def _parameters(trainer: Trainer) -> int:
@@ -89,7 +100,7 @@ def _parameters(trainer: Trainer) -> int:
 
 def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
     """The result of --dry-run: what would be trained, what it needs, and how long it takes."""
-    from ddpm_cli.training.rehearsal import total_memory
+    from ddpm_cli.training.memory import total_memory
 
     trainer, folder, start = run.trainer, run.folder, found.first_step
     train, pack = run.config.train, trainer.pack

@@ -255,12 +255,12 @@ def _train(
     with open_run(request, world, device, precision, dry_run, console.progress, console.warn) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
-            with console.bar("trying it", None):
+            with console.trial("trying a training step and a preview"):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.bar("trying the largest step", None):
+        with console.trial("trying the largest step and a preview"):
             run.begin()
         if world.is_main:
             header(console, run, machine)
