@@ -148,7 +148,7 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     code, out, err = cli("train", digits, "--dry-run", *options)
     assert code == 0, err
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
-    names = "run images made model training previews device memory speed time disk"
+    names = "run images prepared model training previews device memory speed time disk"
     assert list(rows) == names.split()
     assert "1.2M parameters" in rows["model"]
     assert re.fullmatch(r"[\d.]+ steps/s, [\d.e+]+ images/s", rows["speed"])
