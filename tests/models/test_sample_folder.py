@@ -41,7 +41,7 @@ def test_what_is_missing_is_drawn_and_nothing_else(cli, small_model, whole):
     made = {path: path.stat().st_mtime_ns for path in Path("images").glob("*.png")}
     code, out, err = cli(*COMMON, "-m", small_model, "-n", 7, "--json")
     assert (code, json.loads(out)["n"], json.loads(out)["drawn"]) == (0, 7, 5)
-    assert "2 of 7 images are there already" in err
+    assert "2 of 7 images exist already" in err
     assert files() == whole
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
     assert not Path("images/.ddpm-half").exists()
@@ -164,5 +164,5 @@ def test_several_processes_write_no_file(torchrun, small_model):
     process = torchrun("sample", "-m", small_model, "-o", "grid.png")
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert err.count("Error: 2 processes fill a folder") == 1
+    assert err.count("Error: 2 processes can only write into a folder") == 1
     assert not Path("grid.png").exists()

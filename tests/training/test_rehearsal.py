@@ -14,7 +14,7 @@ import torch
 from conftest import DIGITS
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
 from ddpm_cli.errors import TrainingError
-from ddpm_cli.training import rehearsal
+from ddpm_cli.training import memory, rehearsal
 from ddpm_cli.training.presets import PRESETS
 from ddpm_cli.training.rehearsal import BlankPack, rehearse
 from ddpm_cli.training.trainer import Trainer
@@ -50,13 +50,13 @@ def test_it_leaves_no_trace(tmp_path):
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, batch_size=12)
-    monkeypatch.setattr(rehearsal, "_free", lambda: int(rehearsal._need(trainer, 4)))
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: int(memory.needed_memory(trainer, 4)))
     with pytest.raises(TrainingError, match="12 images at a time do not fit on cpu") as caught:
         rehearse(trainer)
     assert caught.value.hint == "--accumulate 4 fits, and learns the same. --batch-size 3 fits too."
     rehearse(trainer_of(tmp_path, batch_size=12, accumulate=4))
     rehearse(trainer_of(tmp_path, batch_size=3))
-    monkeypatch.setattr(rehearsal, "_free", lambda: 1000)
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: 1000)
     with pytest.raises(TrainingError) as caught:
         rehearse(trainer)
     assert "Not even one" in (caught.value.hint or "")
@@ -83,13 +83,13 @@ def test_a_process_that_runs_out_of_memory_says_so_before_step_0(tmp_path):
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path
-from ddpm_cli.training import rehearsal
+from ddpm_cli.training.memory import needed_memory
 sys.path[:0] = sys.argv[1:]
 from test_rehearsal import trainer_of
 trainer = trainer_of(Path(), batch_size=2)
 trainer.train_step()  # what is there after this is not the batch's
 trainer = trainer_of(Path(), batch_size=1500)
-need = rehearsal._need(trainer, 1500) - trainer.checkpoint_bytes  # no checkpoint is copied here
+need = needed_memory(trainer, 1500) - trainer.checkpoint_bytes  # no checkpoint is copied here
 before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 trainer.train_step()
 print(need, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
@@ -106,8 +106,8 @@ def test_the_estimate_for_processors_is_near_what_a_step_takes():
 
 
 def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
-    total = rehearsal.total_memory(torch.device("cpu"))
-    free = rehearsal._free()
+    total = memory.total_memory(torch.device("cpu"))
+    free = memory.free_memory()
     if total is None or free is None:
         pytest.skip("this system does not say")
     assert 0 < free <= total
@@ -119,11 +119,26 @@ def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
         "memory.stat": "file 250000\ninactive_file 200000",
     }.items():
         (group / name).write_text(f"{text}\n")
-    monkeypatch.setattr(rehearsal, "_control_groups", lambda: [group])
-    assert rehearsal.total_memory(torch.device("cpu")) == 1_000_000
-    assert rehearsal._free() == 500_000
+    monkeypatch.setattr(memory, "_control_groups", lambda: [group])
+    assert memory.total_memory(torch.device("cpu")) == 1_000_000
+    assert memory.free_memory() == 500_000
     (group / "memory.max").write_text("max\n")
-    assert rehearsal.total_memory(torch.device("cpu")) == total
+    assert memory.total_memory(torch.device("cpu")) == total
+
+
+def test_a_step_that_takes_long_is_not_tried_for_a_plan(tmp_path, monkeypatch):
+    """Its time is estimated from few images, and its memory from what they keep."""
+    trainer = trainer_of(tmp_path, batch_size=400, accumulate=2)
+    tried = []
+    monkeypatch.setattr(trainer, "backward", lambda x_0, t, eps: tried.append(len(x_0)))
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
+    found = rehearsal.measure(trainer)
+    assert tried == [2, 2]
+    assert found.memory > memory.needed_memory(trainer, 200)
+    assert found.seconds >= 3 / found.steps_per_second > 0
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: 1000)
+    with pytest.raises(TrainingError, match="200 images at a time do not fit"):
+        rehearsal.measure(trainer)
 
 
 def test_dry_run(cli, digits, tmp_path, monkeypatch):
@@ -133,7 +148,8 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     code, out, err = cli("train", digits, "--dry-run", *options)
     assert code == 0, err
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
-    assert list(rows) == ["run", "images", "made", "model", "training", "device", "memory", "speed", "time", "disk"]
+    names = "run images prepared model training previews device memory speed time disk"
+    assert list(rows) == names.split()
     assert "1.2M parameters" in rows["model"]
     assert re.fullmatch(r"[\d.]+ steps/s, [\d.e+]+ images/s", rows["speed"])
     assert rows["time"].endswith("for 40 steps and their previews")
@@ -148,7 +164,5 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     weights = sum(path.stat().st_size for path in Path("runs").glob("*/checkpoints/step-00000004/*/*.safetensors"))
     assert plan["checkpoint_bytes"] == 16 * plan["parameters"] == pytest.approx(weights, rel=0.01)
     after = sorted((path, path.stat().st_mtime_ns) for path in Path("runs").rglob("*"))
-    assert [entry for entry in after if entry[0].name not in ("digits", ".lock")] == [
-        entry for entry in before if entry[0].name not in ("digits", ".lock")
-    ]
+    assert after == before
     assert cli("train", digits, "--dry-run", *options)[0] == 1  # as the run itself would be refused
