@@ -66,3 +66,7 @@ def test_a_stop_ends_a_preview_between_two_layers():
     assert samples is not None
     assert samples.shape == (IMAGES, 1, 8, 8)
     assert torch.equal(samples, draw(unet, schedule, 0, 20, lambda: False))
+
+
+def test_a_run_that_is_done_can_be_planned_too():
+    assert plan_previews(SETTINGS, 800, 1000, cost=0.1, asked=False).steps == 20

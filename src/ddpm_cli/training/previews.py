@@ -52,7 +52,7 @@ def plan_previews(settings: TrainConfig, first_step: int, T: int, cost: float, a
     every = settings.sample_every
 
     def count() -> int:
-        return settings.steps // every - first_step // every + (settings.steps % every != 0)
+        return max(1, settings.steps // every - first_step // every + (settings.steps % every != 0))
 
     while not asked and count() > 1 and room / (2 * count()) < min(_GOOD, T):
         every += settings.sample_every
