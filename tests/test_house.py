@@ -1,4 +1,4 @@
-"""The house: who may import whom, and that what exists is documented."""
+"""The house: which module may import which, every option is documented, and Markdown has short lines."""
 
 import ast
 import re
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from ddpm_cli.cli.app import app
+from ddpm_cli.cli.app import COMMANDS, build
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
-# Who may import whom: a package only what stands above it. The modules of the ground floor come first.
+# A package may import only what stands above it. The modules of the ground floor come first.
 GROUND = {
-    *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed"),
+    *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads"),
 }
 PACKAGES = ["nn", "diffusion", "data", "models", "training", "cli"]
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
@@ -67,7 +67,8 @@ def test_only_the_command_line_prints(module):
 
 
 def test_settings_know_nothing_of_torch():
-    for module in ("errors", "config", "hub_address", "text", "training/presets"):
+    settings = [module for module in MODULES if module.startswith("config/")]
+    for module in ("errors", *settings, "hub_address", "text", "training/presets"):
         assert not {name for name in imports(SOURCE / f"{module}.py") if name.startswith("torch")}
 
 
@@ -77,13 +78,13 @@ def test_the_tests_mirror_the_packages():
 
 
 def options_of(command: str) -> set[str]:
-    parameters = typer.main.get_command(app).commands[command].params
+    parameters = typer.main.get_command(build(command)).params
     return {opt for p in parameters for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")} - {"--help"}
 
 
-@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_documented_and_every_documented_option_exists(command):
-    """docs/commands.md has a section for each command and one for what they share, with a table row an option."""
+    """docs/commands.md has a section per command and one for common options, with a table row per option."""
     sections = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.M)
     by_title = {section.split("\n")[0]: section for section in sections}
 
@@ -96,3 +97,37 @@ def test_every_option_is_documented_and_every_documented_option_exists(command):
     exist = options_of(command)
     assert exist <= own | shared
     assert own <= exist
+
+
+MARKDOWN = [
+    path.relative_to(ROOT).as_posix() for folder in ("docs", "examples") for path in ROOT.glob(f"{folder}/*.md")
+]
+
+
+def long_lines(markdown: str) -> list[str]:
+    """Lines of more than 100 columns and more than one sentence, outside code and tables.
+
+    The addresses of links do not count, nor does a heading in bold at the start of a line.
+    """
+    found, fenced = [], False
+    for line in markdown.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif not fenced and not line.startswith(("    ", "|", "<!--")):
+            text = re.sub(r"\]\([^)]*\)|<?https?://\S+", "]", line)
+            body = re.sub(r"^([-*]|\d+\.)? *\*\*.*?\*\* ", "", text)
+            if len(text) > 100 and re.search(r"[.!?]\)?\*{0,2} +[A-Z`*\[(]", body):
+                found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *MARKDOWN])
+def test_markdown_has_short_lines_or_one_sentence_a_line(name):
+    assert not long_lines((ROOT / name).read_text())
+
+
+def test_a_long_line_is_found():
+    sentence = "word " * 21 + "end."
+    assert long_lines(f"{sentence} Another one.") == [f"{sentence} Another one."]
+    assert not long_lines(f"{sentence}\nShort. Lines.\n    {sentence} Code.\n| {sentence} Table. |\n")
+    assert not long_lines(f"See [this](https://example.org/{'x' * 99}). It is short.")

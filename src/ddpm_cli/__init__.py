@@ -10,6 +10,8 @@ run = train("images", steps=5000, on_event=print)  # the run's folder, which fro
 
 from typing import TYPE_CHECKING, Any
 
+from ddpm_cli.threads import limit_spinning
+
 if TYPE_CHECKING:
     from ddpm_cli.models.ddpm import DDPM as DDPM
     from ddpm_cli.training.run import train as train
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["DDPM", "__version__", "train"]
 
 __version__ = "0.1.0"
+
+limit_spinning()  # now: whatever imports PyTorch comes later
 
 
 def __getattr__(name: str) -> Any:

@@ -55,16 +55,23 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """auto | fp32 | bf16 -> the dtype that a network computes in: its weights, to sample; under autocast, to train.
 
     auto is bf16 where the hardware multiplies it faster than float32: CUDA devices with bf16 units, processors with AMX
-    tiles or AVX512-BF16 dot products. Raises UsageError on another word.
+    tiles or AVX512-BF16 dot products. fp32 also turns TF32 off in this process, which makes convolutions on CUDA
+    devices exact and slower. Raises UsageError on another word.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is not a precision", "Use auto, fp32 or bf16.")
-    if precision != "auto":
-        return torch.float32 if precision == "fp32" else torch.bfloat16
+    if precision == "fp32":
+        # TF32 rounds the inputs of products to 10 bits of fraction, which is not what was asked for.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        units = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        # PyTorch before 2.10 does not tell what the processor has: float32 is right everywhere, if slower on some.
+        known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
+        units = torch.cpu.get_capabilities() if known else {}
         fast = any(units.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
     return torch.bfloat16 if fast else torch.float32
 

@@ -1,13 +1,16 @@
-"""Files and folders that are there whole or not at all, and reading them with errors that name them."""
+"""Files and folders that are written whole or not at all, and read with errors that name them."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -25,15 +28,18 @@ __all__ = [
     "load_tensors",
     "lock",
     "new_directory",
+    "parse_json",
+    "read_bytes",
     "read_config",
     "read_json",
     "renew_file",
+    "require_regular",
     "write_file",
 ]
 
 
-LOCK = ".lock"  # in a folder that only one command at a time may fill
-PARTIAL = ".ddpm-"  # how the names of files begin that are being written
+LOCK = ".lock"  # the file that is locked in a folder which only one command at a time may fill
+PARTIAL = ".ddpm-"  # the beginning of the names of files that are being written
 
 
 class _FromDict(Protocol):
@@ -44,29 +50,35 @@ class _FromDict(Protocol):
 _Config = TypeVar("_Config", bound=_FromDict)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside, then renamed into place. Makes its folder. Raises DataError."""
+def write_file(path: Path, data: bytes, sync: bool = True) -> None:
+    """Write a file whole or not at all: under another name in the same folder, then renamed. Makes the folder.
+
+    sync: wait until the file is safe on the disk. Without it a power failure may lose the file, which is right for what
+    can be made again, and many times faster. Raises DataError.
+    """
     partial = None
     try:
-        path = path.resolve()  # a link is written through
+        path = path.resolve()  # a link stays, and the file that it names is written
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Known before it exists: Ctrl-C may come at any time.
+        # The name is chosen before the file exists, because Ctrl-C may come at any time.
         partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
         partial.write_bytes(data)
-        _flush(partial)
+        if sync:
+            _flush(partial)
         partial.replace(path)
-        _flush(path.parent)
+        if sync:
+            _flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         if partial:
-            partial.unlink(missing_ok=True)  # gone already if all went well
+            partial.unlink(missing_ok=True)  # it is gone already if all went well
 
 
 def renew_file(path: Path, data: bytes) -> None:
-    """`write_file`, unless that is in it already: a full disk does not matter then."""
+    """Write a file, unless it has this content already: then a full disk does not matter."""
     try:
-        same = path.read_bytes() == data
+        same = read_bytes(path) == data
     except OSError:
         same = False
     if not same:
@@ -75,37 +87,65 @@ def renew_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A folder to fill, that gets its name `path` when the block ends well, and is removed when it does not.
+    """A new folder to fill. It gets the name `path` when the block ends well, and is removed when it does not.
 
-    So a folder with a final name is complete, whatever happened while it was written. An existing `path` is moved
-    aside when the new one is complete, and then removed. What a killed process leaves is called `.<name>.….partial`.
+    So a folder with its final name is always complete. An existing `path` is replaced, and removed only when the new
+    one is in its place. Where the system can exchange two names in one step (Linux, on most file systems), this holds
+    for killed processes too. Elsewhere a process that is killed between two renames leaves the old folder under the
+    name `.NAME.TOKEN.old`. What a killed process was writing is called `.NAME.TOKEN.partial`. Raises DataError.
     """
-    path = path.absolute()
+    path = path.resolve()
     if path == Path.cwd():
         raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)  # two processes must never fill one folder
-    partial = path.with_name(f".{path.name}.{token}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # two processes never fill one folder
+    old = partial.with_suffix(".old")
     partial.mkdir()
     try:
         yield partial
         for part in partial.rglob("*"):
             _flush(part)
         _flush(partial)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{token}.old")
-            path.rename(old)
+        if not path.exists():
             partial.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(path)
+        elif not _exchange(partial, path):
+            _replace(partial, path, old)
         _flush(path.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if path.exists() or not old.exists():  # otherwise both may be needed
+            for doomed in (partial, old):
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name, in one step. False where the system cannot do that."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
+
+
+def _replace(new: Path, path: Path, old: Path) -> None:
+    """Give a folder the name `path` in two steps; the one that has it gets the name `old`, or keeps its name."""
+    try:
+        path.rename(old)
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            try:
+                old.rename(path)
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be replaced ({error.strerror}). The old folder is now {old}, the new one is {new}",
+                    f"Rename one of them to {path.name}.",
+                ) from None
+        raise
 
 
 def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk before going on: a rename must not outrun them."""
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     with contextlib.suppress(*[OSError] if path.is_dir() else []):  # not every file system can do that with folders
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -116,10 +156,10 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Be the only process in the block. Gives True; or False where the file system has no locks, or no place for one.
+    """Be the only process in the block. Gives True; False where the file system has no locks or takes no new file.
 
-    path: a file for the lock, which is made, and stays. The lock itself dies with its process, however that ends. wait:
-    until it is free, or else raise LockedError.
+    path: a file to lock. It is made, and never removed; only the lock on it counts, which ends with the process. wait:
+    until the lock is free; otherwise raise LockedError.
     """
     handle = None
     held = False
@@ -140,17 +180,42 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """JSON for people to read."""
+    """Indented JSON."""
     return json.dumps(values, indent=2).encode() + b"\n"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ModelError, naming the file, if it is missing or no JSON object."""
+def require_regular(path: Path) -> None:
+    """Raises OSError if a file is missing, or is a pipe or a device: reading these may never end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError; see `require_regular`."""
+    require_regular(path)
+    return path.read_bytes()
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises ValueError on what is not JSON in UTF-8, or is nested too deep."""
     try:
-        values = json.loads(path.read_text())
+        return json.loads(data.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ModelError, naming the file, if it is missing or is not a JSON object."""
+    try:
+        values = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise ModelError(f"{path}: cannot be read ({error})") from None
     if not isinstance(values, dict):
         raise ModelError(f"{path}: not a JSON object")
@@ -158,26 +223,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(kind: type[_Config], path: Path) -> _Config:
-    """A configuration from its JSON file. Raises ModelError, naming the file, if it cannot be honoured."""
+    """Settings from their JSON file. Raises ModelError, naming the file, if they cannot be used."""
+    values = read_json(path)
     try:
-        return kind.from_dict(read_json(path))
+        return kind.from_dict(values)
     except ModelError as error:
-        raise ModelError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from None
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # values of another kind than they should be
+        raise ModelError(f"{path}: {error.message}", error.hint) from None
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # values of unexpected types
         raise ModelError(f"{path}: is damaged ({error})") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ModelError, naming it, if it cannot be read."""
     try:
+        require_regular(path)
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(12) == b"version http":  # what a clone without Git LFS has in the place of large files
                 raise ModelError(f"{path}: is a pointer of Git LFS, not the weights", "git lfs pull") from None
         raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -1,4 +1,4 @@
-"""Names on the Hugging Face Hub, as people write them: org/name[@revision], a URL of the Hub, hf://…"""
+"""Addresses on the Hugging Face Hub, as people write them: org/name[@revision], a URL, hf://..."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ NAME = rf"{_PART}/{_PART}"
 _REVISION = rf"{_PART}(?:/{_PART})*"
 _NAMED = re.compile(rf"(?P<name>{NAME})(?:@(?P<revision>{_REVISION}))?")
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_PAGES = ("tree", "blob", "resolve", "commit")  # of a repository, followed by a revision
+_NOT_MODELS = ("datasets", "spaces", "docs", "papers", "collections", "api")  # pages that are not models, by path
+_WITH_REVISION = ("tree", "blob", "resolve", "commit")  # pages of a repository; a revision follows
 
 
 class HubAddress(NamedTuple):
@@ -32,24 +33,36 @@ def parse_name(text: str) -> HubAddress | None:
 
 
 def parse_url(url: str, dataset: bool = False) -> HubAddress | None:
-    """The model, or the data set, that a URL means; None if it is no such page of the Hub.
+    """The model, or the data set, that a URL means; None if it is not such a page of the Hub.
 
-    https://huggingface.co/org/name[/tree|blob|resolve|commit/REVISION[/…]], with datasets/ before org for a data set;
-    hf.co and $HF_ENDPOINT stand for huggingface.co. hf://org/name[@revision], or hf://datasets/org/name[@revision].
+    https://huggingface.co/org/name[/tree|blob|resolve|commit/REVISION[/...]], with datasets/ before org for a data set;
+    hf.co and $HF_ENDPOINT stand for huggingface.co. hf://org/name[@REVISION], or hf://datasets/org/name[@REVISION].
+    A slash in REVISION is written %2F, as the Hub does; in refs/pr/N and refs/convert/NAME it may also be a slash.
     """
-    parts = urlsplit(url)
-    words = [unquote(word) for word in f"{parts.netloc}/{parts.path.strip('/')}".strip("/").split("/")]
-    if parts.scheme == "hf":
+    try:
+        scheme, host, path, *_ = urlsplit(url)
+    except ValueError:  # brackets that are not closed
+        return None
+    if scheme == "hf":
+        words = f"{host}{path}".strip("/").split("/")
         kind = words[0] if words[0] in ("datasets", "models") else None
         if kind not in (None, "datasets" if dataset else "models"):
             return None
-        return parse_name("/".join(words[1:] if kind else words))
-    hosts = {*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
-    if parts.scheme not in ("http", "https") or words[0] not in hosts:
+        return parse_name(unquote("/".join(words[1:] if kind else words)))
+    kind, *words = _below_the_hub(f"{host}{path}") if scheme in ("http", "https") else [""]
+    if dataset != (kind == "datasets") or (not dataset and kind in _NOT_MODELS):
         return None
-    words = words[1:]
-    if dataset != (words[:1] == ["datasets"]):
-        return None
-    words = words[1:] if dataset else words
-    revision = f"@{words[3]}" if len(words) > 3 and words[2] in _PAGES else ""
-    return parse_name("/".join(words[:2]) + revision)
+    words = words if dataset else [kind, *words]
+    revision = ""
+    if len(words) > 3 and words[2] in _WITH_REVISION:
+        revision = "@" + "/".join(words[3:6] if words[3] == "refs" else words[3:4])
+    return parse_name(unquote("/".join(words[:2]) + revision))
+
+
+def _below_the_hub(place: str) -> list[str]:
+    """The parts of the path below the Hub; an empty one for another host. place: the host and the path of a URL."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").partition("://")[2].rstrip("/")
+    for hub in (*_HOSTS, *([endpoint] if endpoint else [])):
+        if place.lower().startswith(f"{hub.lower()}/"):
+            return place[len(hub) :].strip("/").split("/")
+    return [""]

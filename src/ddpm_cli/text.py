@@ -1,4 +1,4 @@
-"""Text for people: safe to print, and numbers in words."""
+"""Text for people: safe to print, with numbers in readable units."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ __all__ = ["in_bytes", "printable", "safe"]
 
 
 def safe(text: str) -> str:
-    """Text of several lines without the control characters that a terminal would obey."""
+    """Text of several lines with its control characters escaped, so that a terminal does not act on them."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def printable(text: str) -> str:
-    """Text in one line that any file and terminal takes: names may hold line breaks, escape codes, stray bytes."""
+    """Text on one line that every file and terminal accepts. Names may hold line breaks, escape codes or stray bytes,
+    which are written as `\\n`, `\\x1b` and the like."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes in words: 3.2 kB, 45.1 MB, 1.7 GB."""
+    """A number of bytes in units: 3.2 kB, 45.1 MB, 1.7 GB."""
     for size, unit in ((1e9, "GB"), (1e5, "MB")):
         if count >= size:
             return f"{count / {'GB': 1e9, 'MB': 1e6}[unit]:.1f} {unit}"

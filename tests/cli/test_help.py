@@ -1,66 +1,122 @@
-"""Help, wrong usage, and failures of any command."""
+"""The help: fast, complete, readable at 80 columns, and its examples are real commands."""
+
+import re
+import shlex
+import subprocess
+import sys
 
 import pytest
+import typer
+
+from ddpm_cli.cli.app import COMMANDS, build
+
+HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "pydantic", "rich.progress", "ddpm_cli.config")
+
+HELP_OF_ALL = """
+import sys
+from ddpm_cli.cli.app import COMMANDS, main
+
+def help_of(*command):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+
+help_of("noise")
+print(*sorted(name for name in sys.modules if name.startswith("ddpm_cli.cli.")), file=sys.stderr)
+help_of()
+for name in COMMANDS:
+    help_of(name)
+print(*sys.modules, file=sys.stderr)
+"""
 
 
-@pytest.mark.parametrize(
-    ("args", "names"),
-    [
-        (("paint",), "paint"),
-        (("sample", "--frobnicate"), "--frobnicate"),
-        (("sample", "--n", "many"), "--n"),
-        (("sample", "--n", "1.5"), "1.5"),
-        (("sample", "-o", "a.bmp9"), ".bmp9"),
-        (("sample", "--json", "-o", "-"), "--json"),
-        (("sample", "--weights", "best"), "--weights best"),
-        (("train",), "images"),
-        (("train", ".", "--fit", "fold"), "--fit fold"),
-        (("train", ".", "--lr", "-1"), "--lr"),
-        (("train", ".", "--lr", "nan"), "--lr"),
-        (("train", ".", "--steps", "inf"), "--steps"),
-        (("train", ".", "--steps", "5kk"), "--steps"),
-        (("noise", "a.png", "-o", "a.safetensors"), "--format safetensors"),
-        (("train", ".", "--channels", "2"), "--channels"),
-        (("noise", "a.png", "--t", "1001"), "--t 1001"),
-        (("noise", "a.png", "--t", "ten"), "--t ten"),
-        (("noise", "a.png", "--format", "gif"), "--format gif"),
-        (("noise", "a.png", "--format", "safetensors", "--t", "1,2"), "--t"),
-        (("denoise-trace", "--show", "all"), "--show all"),
-        (("denoise-trace", "--frames", "1"), "--frames"),
-    ],
-)
-def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):
-    code, out, err = cli(*args)
-    assert (code, out) == (2, "")
-    assert err.startswith("Error: ")
-    assert "Traceback" not in err
-    assert names in err
+def examples(epilog: str) -> list[list[str]]:
+    """The commands in the epilog of a help, as lists of words."""
+    lines = epilog.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("  ")]
 
 
-@pytest.mark.parametrize(
-    ("args", "names"),
-    [
-        (("sample",), "no trained run"),
-        (("sample", "-m", "nowhere"), "nowhere"),
-        (("train", "nowhere"), "nowhere"),
-        (("train", "nowhere", "--resume"), "nowhere"),
-        (("noise", "none.png"), "none.png"),
-        (("noise", "."), "."),
-        (("denoise-trace", "none.png"), "none.png"),
-    ],
-)
-def test_failures_exit_1_and_leave_nothing(cli, tmp_path, args, names):
-    code, out, err = cli(*args, "-o", "result.png" if args[0] != "train" else "run")
-    assert (code, out) == (1, "")
-    assert err.startswith("Error: ")
-    assert names in err
-    assert not list(tmp_path.iterdir())
+def test_help_imports_little():
+    """Modules are counted, not seconds; benchmarks/startup.py has those."""
+    result = subprocess.run([sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for_noise, for_all = result.stderr.splitlines()
+    shared = {"app", "console", "options", "output"}
+    assert for_noise.split() == sorted(f"ddpm_cli.cli.{name}" for name in {"noise", *shared})
+    assert not set(HEAVY) & set(for_all.split())
 
 
-def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypatch):
-    (tmp_path / "cache").touch()  # a cache that is a file: decoding fails in a way that has no message of its own
-    code, _, err = cli("train", digits)
-    assert (code, err.startswith("Error: "), "Traceback" in err) == (1, True, False)
-    monkeypatch.setenv("DDPM_DEBUG", "1")
-    with pytest.raises(OSError, match="cache"):
-        cli("train", digits)
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_at_80_columns(cli, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = cli(*([command] if command else []), "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "<bool>" not in out
+    epilog = [line.strip() for line in typer.main.get_command(build(command)).epilog.splitlines() if line]
+    assert [line.strip() for line in out.splitlines() if line.strip()][-len(epilog) :] == epilog
+
+
+def test_names_in_brackets_are_no_markup(cli):
+    for command in ("info", "sample"):
+        assert "org/name[@revision]" in cli(command, "--help")[1]
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_examples_are_real_commands(command):
+    found = examples(typer.main.get_command(build(command)).epilog)
+    assert found
+    for program, name, *args in found:
+        assert (program, name) == ("ddpm", command or name)
+        typer.main.get_command(build(name)).make_context(name, args)  # raises if it does not parse
+
+
+def test_the_everyday_options_of_train_come_first(cli):
+    out = cli("train", "--help")[1]
+    panels = re.split("^╭─ (.*?) ─+╮$", out, flags=re.M)
+    by_title = {
+        title: re.findall("^│ (--[a-z-]+)", text, re.M) for title, text in zip(panels[1::2], panels[2::2], strict=True)
+    }
+    assert list(by_title) == [
+        "Arguments",
+        "Options",
+        "Images",
+        "Training",
+        "Checkpoints and previews",
+        "Common options",
+    ]
+    everyday = ["--output", "--steps", "--preset", "--size", "--batch-size", "--from", "--resume", "--dry-run"]
+    assert by_title["Options"] == [*everyday, "--help"]
+
+
+def test_version(cli):
+    assert cli("-V") == (0, "ddpm 0.1.0\n", "")
+
+
+def test_ddpm_alone_shows_its_help(cli):
+    assert cli()[:2] == cli("--help")[:2]
+
+
+def test_a_mistyped_command_is_named(cli):
+    code, _, err = cli("smaple")
+    assert (code, "Did you mean 'sample'" in err, "Hint: ddpm -h" in err) == (2, True, True)
+
+
+def test_wrong_usage_points_to_the_help_of_the_command(cli):
+    assert "Hint: ddpm noise -h" in cli("noise")[2]
+
+
+@pytest.mark.parametrize(("command", "advice"), [("sample", "--batch-size"), ("denoise-trace", "--device")])
+def test_the_hint_for_out_of_memory_names_options_of_the_command(cli, monkeypatch, command, advice):
+    """Sampling has no --accumulate."""
+
+    def no_memory(*args):
+        raise MemoryError
+
+    for module in ("sample", "trace"):
+        monkeypatch.setattr(f"ddpm_cli.cli.{module}.open_model", no_memory)
+    code, _, err = cli(command, "-o", "a.png")
+    assert (code, err.splitlines()[0]) == (1, "Error: out of memory")
+    assert advice in err
+    assert "--accumulate" not in err

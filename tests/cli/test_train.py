@@ -137,7 +137,19 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     code, out, err = cli("train", digits, "--dry-run", *options)
     assert code == 0, err
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
-    assert list(rows) == ["run", "images", "made", "model", "training", "device", "memory", "speed", "time", "disk"]
+    assert list(rows) == [
+        "run",
+        "images",
+        "prepared",
+        "model",
+        "training",
+        "previews",
+        "device",
+        "memory",
+        "speed",
+        "time",
+        "disk",
+    ]
     assert "1.2M parameters" in rows["model"]
     assert re.fullmatch(r"[\d.]+ steps/s, [\d.e+]+ images/s", rows["speed"])
     assert rows["time"].endswith("for 40 steps and their previews")

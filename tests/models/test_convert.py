@@ -86,12 +86,12 @@ def test_improved_diffusion_without_its_novelties(cli):
 
 
 def test_as_many_heads_at_every_width(cli):
-    """Which diffusers' UNet2DModel cannot: it is said, and diffusers refuses rather than compute something else."""
+    """UNet2DModel of diffusers does not support this: a note tells so, and diffusers refuses the model."""
     weights, x, t = Weights(), noise(64), torch.tensor([999, 5])
     expected = openai(weights, x, t, 32, (1, 2, 3, 4), 1, {16, 8})
     code, _, err = cli("convert", saved(weights, "a.pt"), "-o", "m", *LINEAR[2:4], "--diffusion-steps", "1000")
     assert code == 0
-    assert "ddpm alone runs it" in err
+    assert "runs only in ddpm" in err
     model = DDPM.from_pretrained("m", precision="fp32")
     assert model.unet.config.attention_head_dim == (8, 16, 24, 32)
     close(model.unet(x, t), expected)

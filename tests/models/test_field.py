@@ -374,7 +374,7 @@ def test_parameters_that_do_not_fit_are_named(course):
     )
     assert first in refusal(course)
     save_file(tensors | {"extra.weight": torch.zeros(1), "class_embedding.weight": torch.zeros(1)}, weights)
-    assert "has 2 parameters that the U-Net has not: class_embedding.weight, extra.weight" in refusal(course)
+    assert "has 2 parameters that the U-Net does not have: class_embedding.weight, extra.weight" in refusal(course)
     save_file(tensors | {"conv_in.weight": torch.zeros(8, 3, 1, 9)}, weights)  # as many numbers, in another shape
     assert "conv_in.weight is (8, 3, 1, 9), not (8, 3, 3, 3)" in refusal(course)
 

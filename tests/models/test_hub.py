@@ -1,8 +1,11 @@
 """Addresses of models: folders, files, runs, and a Hub of our own on 127.0.0.1 over real HTTP."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -93,6 +96,9 @@ def test_revisions_and_pages(server):
         f"{hub_server.URL}/org/small",
         f"{hub_server.URL}/org/small/tree/v1",
         f"{hub_server.URL}/org/small/tree/refs%2Fpr%2F1",
+        f"{hub_server.URL}/org/small/tree/refs/pr/1",
+        "org/small@refs/pr/1",
+        "hf://org/small@v1",
         f"{hub_server.URL}/org/small/blob/main/unet/config.json?download=true",
         "https://huggingface.co/org/small",
         "https://hf.co/org/small/",
@@ -109,6 +115,7 @@ def test_revisions_and_pages(server):
         ("https://example.com/org/small", "not a model's page"),
         ("https://huggingface.co/small", "not a model's page"),
         ("https://huggingface.co/org/small/tree/..", "not a model's page"),
+        ("https://[/org/small", "not a model's page"),
     ],
 )
 def test_what_the_hub_refuses_is_explained(server, small_model, address, said):
@@ -129,8 +136,62 @@ def test_no_name_leads_out_of_the_cache(server, tmp_path, address):
 
 def test_no_answer_leads_out_of_the_cache(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_server.Repo, "sha", "../../../out")
-    assert "a commit '../../../out'" in refusal("org/small")
+    assert "'../../../out', which is not a commit" in refusal("org/small")
     assert not (tmp_path / "home").exists()
+
+
+# --- what is downloaded is checked, and large files once ---
+
+
+def damage(path: Path, keep_times: bool) -> None:
+    """Change one byte in the middle of a file."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(status.st_size // 2)
+        byte = file.read(1)
+        file.seek(status.st_size // 2)
+        file.write(bytes([byte[0] ^ 1]))
+    if keep_times:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_weights_are_hashed_once(server, monkeypatch):
+    """And again when the file is another one, has changed, or nothing is known about it."""
+    hashed = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        "hashlib.sha256", lambda *data: hashed.extend([1] * (not data)) or sha256(*data)
+    )  # not the Hub's
+
+    def times() -> int:
+        hashed.clear()
+        hub.resolve("org/small")
+        return len(hashed)
+
+    hub.resolve("org/small")
+    assert times() == 0
+    blob = hub.resolve("org/small").weights[0].resolve()
+    os.utime(blob)
+    assert (times(), times()) == (1, 0)
+    blob.write_bytes(blob.read_bytes())
+    assert times() == 1
+    shutil.rmtree(Path(os.environ["DDPM_CACHE_DIR"]) / "verified")
+    assert (times(), times()) == (1, 0)
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_weights_that_were_damaged_later_are_found(server, keep_times):
+    """Also where the time of modification is put back: the time of the last change (ctime) cannot be."""
+    first = hub.resolve("org/small")
+    damage(first.weights[0].resolve(), keep_times)
+    assert "does not have the hash" in refusal("org/small")
+    assert hub.resolve("org/small") == first  # it was removed, and is downloaded again
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(server, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DDPM_CACHE_DIR", str(tmp_path / "file"))
+    assert hub.resolve("org/small") == hub.resolve("org/small")
 
 
 # --- what can go wrong ---
@@ -147,9 +208,9 @@ def test_a_broken_hub(server):
         (WEIGHTS, 404, "the Hub answered 404"),
         (WEIGHTS, "drop", "could not be fetched"),
         (WEIGHTS, "short", "should be of size"),
-        (WEIGHTS, "flip", "has not the hash"),
+        (WEIGHTS, "flip", "does not have the hash"),
         ("unet/config.json", 403, "the Hub answered 403"),
-        ("unet/config.json", "flip", "has not the hash"),
+        ("unet/config.json", "flip", "does not have the hash"),
     ],
 )
 def test_a_file_that_does_not_arrive_is_never_loaded(server, file, fault, said):
@@ -242,6 +303,7 @@ def test_folders(small_model, tmp_path, monkeypatch):
         ("empty", "holds no model"),
         ("run", "no checkpoint yet"),
         ("./none", "no such file or directory"),
+        ("~nobody-of-this-name/model", "no such file or directory"),
         ("none", "no such file or directory"),
     ]:
         with pytest.raises(ModelError, match=said):

@@ -83,9 +83,9 @@ def test_a_repository_that_is_there(cli, server, run):
     server.repos["me/digits"] = hub_server.Repo({"README.md": b"my words", "pytorch_model.bin": b"old"})
     code, _, err = cli("push", run, "me/digits", "--yes", "-M", "better now")
     assert code == 0
-    assert "(public, is there already)" in err
-    assert "README.md that is there stays" in err
-    assert "stays there too: pytorch_model.bin" in err
+    assert "(public, exists already)" in err
+    assert "the README.md on the Hub stays" in err
+    assert "these files on the Hub stay too: pytorch_model.bin" in err
     assert server.repos["me/digits"].files["README.md"] == b"my words"
     assert server.commits == ["better now"]
     assert cli("push", run, "me/digits", "--yes", "--force")[0] == 0
@@ -125,14 +125,14 @@ def test_it_asks_first(server, run):
         _, err = process.communicate(timeout=60)
         os.close(parent)
         os.close(child)
-        assert b"send this?" in err
-        assert b"in all" in err
+        assert b"Send this?" in err
+        assert b"total" in err
         assert (b"nothing was sent" in err) == (code == 1)
         assert process.returncode == code, err
         assert ("me/digits" in server.repos) == (code == 0)
     refused = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     assert refused.returncode == 2
-    assert b"--yes is needed" in refused.stderr
+    assert b"Add --yes" in refused.stderr
 
 
 def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch):
@@ -142,8 +142,8 @@ def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch
         return result[2]
 
     assert "nothing: no such file" in refusal("nothing", "me/digits")
-    assert "../x: not a name" in refusal(run, "../x", code=2)
-    assert "digits: not a name" in refusal(run, "digits", code=2)
+    assert "../x: not the name" in refusal(run, "../x", code=2)
+    assert "digits: not the name" in refusal(run, "digits", code=2)
     assert "digits--x/a--b: not a name that the Hub takes" in refusal(run, "digits--x/a--b")
     server.faults["upload"] = 400
     assert "me/digits: could not be sent to the Hugging Face Hub (the Hub answered 400)" in refusal(run, "me/digits")
@@ -164,7 +164,7 @@ def test_private_is_not_taken_lightly(cli, server, run):
     server.repos["me/open"] = hub_server.Repo()
     code, _, err = cli("push", run, "me/open", "--private", "--yes", "-q")
     assert code == 2
-    assert "is there already, and public" in err
+    assert "exists already, and is public" in err
     assert server.repos["me/open"].files == {}
 
 

@@ -1,10 +1,15 @@
 """A folder of samples: filled in parts, by one process or several, it holds what one call would have drawn."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+from ddpm_cli.errors import DDPMError
+from ddpm_cli.models.sample_folder import opened
 
 COMMON = ("sample", "-o", "images/", "--batch-size", 2)
 
@@ -32,7 +37,7 @@ def test_what_is_missing_is_drawn_and_nothing_else(cli, small_model, whole):
     made = {path: path.stat().st_mtime_ns for path in Path("images").glob("*.png")}
     code, out, err = cli(*COMMON, "-m", small_model, "-n", 7, "--json")
     assert (code, json.loads(out)["n"], json.loads(out)["drawn"]) == (0, 7, 5)
-    assert "2 of 7 images are there already" in err
+    assert "2 of 7 images exist already" in err
     assert files() == whole
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
     assert not Path("images/.ddpm-half").exists()
@@ -55,6 +60,55 @@ def test_samples_that_were_made_otherwise_are_not_mixed_in(cli, small_model, col
     Path("images/samples.json").write_text("{")
     code, _, err = cli(*COMMON, "-m", small_model, "--n", 2)
     assert (code, "samples.json is damaged" in err) == (1, True)
+
+
+def test_an_empty_file_is_drawn_again(cli, small_model, whole):
+    """A power failure may leave one: pictures do not wait for the disk."""
+    assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
+    Path("images/000003.png").write_bytes(b"")
+    assert json.loads(cli(*COMMON, "-m", small_model, "--n", 7, "--json")[1])["drawn"] == 1
+    assert files() == whole
+
+
+def test_pictures_do_not_wait_for_the_disk(cli, small_model, monkeypatch):
+    waits = []
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda handle: waits.append(fsync(handle)))
+    assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
+    assert len(waits) == 2  # samples.json, and its name
+    assert cli("denoise-trace", "-m", small_model, "-o", "trace/")[0] == 0
+    assert len(waits) == 2
+    assert len(list(Path("trace").glob("*.png"))) == 20
+
+
+def test_a_folder_that_cannot_be_locked_is_filled_with_a_warning(cli, small_model, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    code, _, err = cli(*COMMON, "-m", small_model, "--n", 1)
+    assert (code, "images: cannot be locked here" in err) == (0, True), err
+
+
+def test_errors_of_the_drawing_are_not_those_of_the_folder(tmp_path):
+    made_with = {"seed": 0}
+    with pytest.raises(OSError, match="the GPU fell off"), opened(tmp_path, 1, made_with):
+        raise OSError(errno.EIO, "the GPU fell off")
+    below_a_file = tmp_path / "samples.json" / "x"
+    with pytest.raises(DDPMError, match=r"^-o .*samples.json/x: "), opened(below_a_file, 1, made_with):
+        pass
+
+
+@pytest.mark.parametrize("record", [b"{", b"[]", b"[" * 100_000, b'{"seed": "\xff"}', None])
+def test_a_damaged_record_is_named(cli, small_model, record):
+    Path("images").mkdir()
+    if record is None:
+        os.mkfifo("images/samples.json")
+    else:
+        Path("images/samples.json").write_bytes(record)
+    code, _, err = cli(*COMMON, "-m", small_model, "--n", 2)
+    assert code == 1
+    assert ("not empty" if record is None else "samples.json is damaged") in err
 
 
 def test_other_peoples_files_stay(cli, small_model):

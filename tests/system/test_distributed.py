@@ -57,7 +57,7 @@ def test_two_machines_learn_what_one_process_does(start, pair, cli, train, tmp_p
 
     assert len(losses("one")) == 20
     assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
-    assert losses("one")[-1] < 0.9 * losses("one")[0]
+    assert losses("one")[-1] < losses("one")[0]
 
 
 def test_workers_that_die_are_started_again_until_torchrun_is_stopped(torchrun, pair, train):

@@ -14,6 +14,7 @@ from processes import DDPM
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits memory as only Linux does")
 
 
+@pytest.mark.long
 def test_ten_thousand_images_need_no_more_memory_than_one_thousand():
     """Their pixels have 31 MB; what may grow is their names, some 0.1 KB each, and what malloc does not give back."""
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--counts", "1000", "10000"]
@@ -48,13 +49,13 @@ def test_a_process_that_runs_out_of_memory_reports_it_before_step_0(start, digit
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path
-from ddpm_cli.training import rehearsal
+from ddpm_cli.training.memory import needed_memory
 sys.path[:0] = sys.argv[1:]
 from test_rehearsal import trainer_of
 trainer = trainer_of(Path(), batch_size=2)
 trainer.train_step()  # what is there after this is not the batch's
 trainer = trainer_of(Path(), batch_size=300)
-need = rehearsal._need(trainer, 300) - trainer.checkpoint_bytes  # no checkpoint is copied here
+need = needed_memory(trainer, 300) - trainer.checkpoint_bytes  # no checkpoint is copied here
 before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 trainer.train_step()
 print(need, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

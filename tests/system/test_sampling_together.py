@@ -54,5 +54,5 @@ def test_only_one_command_at_a_time_fills_a_folder(start, cli, small_model):
 def test_several_processes_write_no_file(pair, small_model):
     first, second = pair("sample", "-m", small_model, "-o", "grid.png")
     assert first.wait() == second.wait() != 0
-    assert (first.err + second.err).count("Error: 2 processes fill a folder") == 1
+    assert (first.err + second.err).count("Error: 2 processes can only write into a folder") == 1
     assert not Path("grid.png").exists()

@@ -1,66 +1,136 @@
-"""Checkpoints that are damaged, edited, kept and removed."""
+"""Checkpoints: nothing in one is trusted before it is checked, and an error names the file and the key."""
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ddpm_cli.errors import ModelError
 from ddpm_cli.models import runs
-
-RUN = Path("run")
-NAMES = ["raw.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors", "state.json"]
+from ddpm_cli.training import checkpoint
 
 
-@pytest.fixture(autouse=True)
-def _run(quick_run):
-    """A finished run, with checkpoints at steps 2 and 4, that may be damaged."""
-    shutil.copytree(quick_run, RUN)
+@pytest.fixture
+def saved(finished_run, tmp_path) -> Path:
+    return shutil.copytree(finished_run / "checkpoints" / "step-00000004", tmp_path / "saved")
 
 
-def files_of(step: int) -> dict[str, Path]:
-    folder = RUN / "checkpoints" / f"step-{step:08d}"
-    return {path.name: path for path in folder.rglob("*") if path.is_file()}
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        checkpoint.load_training(folder)
+    return caught.value.message
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def edit_hashes(folder: Path, change) -> None:
+    path = folder / "training" / "hashes.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+def test_a_checkpoint_comes_back(saved):
+    found = checkpoint.load_training(saved)
+    assert (found.step, found.ema_updates) == (4, 4)
+    assert found.seconds > 0
+    assert found.raw.keys() == found.ema.keys()
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"), [*((flip, name) for name in NAMES), (cut, NAMES[0]), (Path.unlink, NAMES[1])]
+    ("key", "values"),
+    [
+        ("step", ["x", None, 1.5, 0, -1, True, [4]]),
+        ("seconds", [float("nan"), float("inf"), -1, None, "x"]),
+        ("ema_updates", [-1, None, 0.5]),
+        ("images", [None, 5]),
+    ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(cli, digits, damage, name):
-    whole = files_of(4)["raw.safetensors"].read_bytes()
-    damage(files_of(4)[name])
-    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "4", "--precision", "fp32")
+def test_every_value_of_its_state_is_checked(saved, key, values):
+    path = saved / "training" / "state.json"
+    state = json.loads(path.read_text())
+    for value in values:
+        path.write_text(json.dumps(state | {key: value}))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        edit_hashes(saved, lambda hashes, digest=digest: hashes.update({"training/state.json": digest}))
+        assert f"training/state.json: {key}=" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/dev/zero", "outside the checkpoint"),
+        ("../../secret", "outside the checkpoint"),
+        ("training/../../other", "outside the checkpoint"),
+        ("link", "outside the checkpoint"),
+        ("", "is a folder"),
+        ("training", "is a folder"),
+        ("pipe", "is a pipe or a device"),
+        ("none", "cannot be read"),
+        ("itself", "cannot be read"),
+        ("a\0b", "cannot be a file's name"),
+        ("\ud800", "cannot be a file's name"),
+        ("x" * 5000, "cannot be read"),
+    ],
+)
+def test_hashes_are_of_files_in_the_checkpoint(saved, name, said):
+    (saved / "link").symlink_to("/dev/zero")
+    (saved / "itself").symlink_to("itself")
+    os.mkfifo(saved / "pipe")
+    edit_hashes(saved, lambda hashes: hashes.update({name: "0"}))
+    assert said in refusal(saved)
+
+
+@pytest.mark.parametrize("value", [None, 5, "0", ["x"]])
+def test_hashes_are_compared(saved, value):
+    edit_hashes(saved, lambda hashes: hashes.update({"training/state.json": value}))
+    assert "state.json: is damaged" in refusal(saved)
+
+
+def test_hashes_cover_what_training_goes_on_from(saved):
+    edit_hashes(saved, lambda hashes: hashes.pop("training/raw.safetensors"))
+    assert "hashes.json: is damaged: it lacks training/raw.safetensors" in refusal(saved)
+
+
+def test_old_checkpoints_go(tmp_path):
+    for step in (5, 100, 20, 123_456_789):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-00000007.partial").mkdir()  # a process was killed while it wrote this
+    (tmp_path / "checkpoints" / "step-00000005-best").mkdir()  # a copy that somebody keeps
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in runs.checkpoints(tmp_path)] == ["step-00000100", "step-123456789"]
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000005-best", "step-00000100", "step-123456789"]
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe", b"[" * 100_000, b'{"step": Infinity}\n'])
+def test_metrics_that_cannot_be_read_do_not_stop_a_run(cli, digits, finished_run, junk):
+    shutil.copytree(finished_run, "run")
+    path = Path("run/metrics.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole + junk)
+    code, _, err = cli("train", digits, "-o", "run", "--resume", "--steps", "4")
     assert code == 0, err
-    assert name in err
-    assert "step-00000004 is damaged, and set aside; going on from step-00000002" in err
-    assert "resuming at step 2" in err
-    assert (RUN / "checkpoints" / "damaged-step-00000004").is_dir()
-    assert files_of(4)["raw.safetensors"].read_bytes() == whole  # the steps that were lost come out the same
+    assert path.read_bytes() == whole
 
 
-def test_a_card_that_was_edited_is_no_damage(cli, digits):
-    files_of(4)["README.md"].write_text("my own words")
-    assert "damaged" not in cli("train", digits, "-o", RUN, "--resume", "--steps", "5")[2]
-
-
-def test_where_all_are_damaged_nothing_is_touched(cli, digits):
-    for step in (2, 4):
-        flip(files_of(step)["raw.safetensors"])
-    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "6")
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("train", "accumulate", 0),
+        ("train", "lr", float("nan")),
+        ("data", "size", 1_000_000),
+        ("data", "channels", 2),
+        ("data", "fit", "x"),
+    ],
+)
+def test_settings_that_no_run_has_are_named(cli, digits, finished_run, part, key, value):
+    shutil.copytree(finished_run, "run")
+    path = Path("run/config.json")
+    config = json.loads(path.read_text())
+    config[part][key] = value
+    path.write_text(json.dumps(config))
+    code, _, err = cli("train", digits, "-o", "run", "--resume", "--steps", "4")
     assert code == 1
-    assert "none of its checkpoints can be read" in err
-    assert [path.name for path in runs.checkpoints(RUN)] == ["step-00000002", "step-00000004"]
-
-
-def test_every_kth_checkpoint_stays(cli, digits):
-    assert cli("train", digits, "-o", RUN, "--resume", "--steps", 14, "--keep", 2, "--keep-every", 4)[0] == 0
-    assert [runs.step_of(path) for path in runs.checkpoints(RUN)] == [4, 8, 12, 14]
+    assert err.startswith(f"Error: run/config.json: {part}: {key}={value!r}: must be ")

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ddpm_cli.training.curves import _ticks, charts, draw, read_metrics, text
+from ddpm_cli.training.metrics import forget_after
 
 
 def metrics(run: Path, lines: list[dict]) -> Path:
@@ -92,10 +94,70 @@ def test_odd_runs_are_drawn_too(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_explained(cli, tmp_path):
-    assert "none under runs/" in cli("plot")[2]
-    assert "nowhere: no run" in cli("plot", "nowhere")[2]
+    assert "there is none in runs/" in cli("plot")[2]
+    assert "nowhere: not a run" in cli("plot", "nowhere")[2]
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "metrics.jsonl").write_text('{"step": 1')  # cut off by a crash
     code, _, err = cli("plot", "-o", "x.png")
     assert code == 1
     assert "has no lines yet" in err
+
+
+GOOD = b'{"step": 100, "loss": 0.5, "lr": 0.001}'
+BAD = [
+    b'{"step": 200, "loss": "\xff"}',
+    b"[" * 100_000,
+    b'{"step": 200, "loss": ' + b"[" * 10_000,
+    b'{"step": "x"}',
+    b'{"step": null}',
+    b'{"step": 1.5}',
+    b'{"step": true}',
+    b'{"step": -5}',
+    b'{"step": Infinity}',
+    b'{"step": 1' + b"0" * 400 + b"}",
+    b"[1, 2]",
+    b"",
+    b'{"step": 200',
+]
+ODD = ["Infinity", "-Infinity", "NaN", '"x"', "[1]", "{}", "true", "1" + "0" * 400, "-1", "1e-320", "1e308"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_damaged_line_is_left_out(cli, tmp_path, bad):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(b"\n".join([GOOD, bad, GOOD.replace(b"100", b"300"), b""]))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [100, 300]
+    code, out, err = cli("plot", "run", "--json")
+    assert (code, json.loads(out)["step"]) == (0, 300), err
+    forget_after(path, 250)
+    assert path.read_bytes() == GOOD + b"\n"
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_value_that_no_run_has_is_left_out(cli, tmp_path, odd):
+    (tmp_path / "run").mkdir()
+    line = '{"step": 200, "loss": ODD, "lr": ODD, "grad_norm": ODD, "mean": [ODD], "output": 1, "target": 2}\n'
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(GOOD + b"\n" + line.replace("ODD", odd).encode())
+    code, out, err = cli("plot", "run", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["step"], found["loss"], found["lr"], found["output"]) == (200, None, None, "run/plot.png")
+    for chart in charts(read_metrics(tmp_path / "run")):
+        text(chart)
+
+
+def test_metrics_that_are_no_file_are_named(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    code, _, err = cli("plot", "run")
+    assert (code, "metrics.jsonl: cannot be read (is a pipe or a device" in err) == (1, True)
+    forget_after(tmp_path / "run" / "metrics.jsonl", 5)  # costs nothing but the curve
+    forget_after(tmp_path / "none", 5)
+
+
+def test_steps_out_of_order_are_drawn(tmp_path):
+    lines = [{"step": step, "loss": 1.0} for step in (10, 10**12, 5)]
+    for chart in charts(read_metrics(metrics(tmp_path / "run", lines))):
+        draw([chart], "odd")
+        text(chart)

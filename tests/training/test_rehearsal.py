@@ -8,7 +8,7 @@ import torch
 
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig
 from ddpm_cli.errors import TrainingError
-from ddpm_cli.training import rehearsal
+from ddpm_cli.training import memory, rehearsal
 from ddpm_cli.training.presets import PRESETS
 from ddpm_cli.training.rehearsal import BlankPack, rehearse
 from ddpm_cli.training.trainer import Trainer
@@ -42,21 +42,21 @@ def test_it_leaves_no_trace(tmp_path):
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, batch_size=12)
-    monkeypatch.setattr(rehearsal, "_free", lambda: int(rehearsal._need(trainer, 4)))
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: int(memory.needed_memory(trainer, 4)))
     with pytest.raises(TrainingError, match="12 images at a time do not fit on cpu") as caught:
         rehearse(trainer)
     assert caught.value.hint == "--accumulate 4 fits, and learns the same. --batch-size 3 fits too."
     rehearse(trainer_of(tmp_path, batch_size=12, accumulate=4))
     rehearse(trainer_of(tmp_path, batch_size=3))
-    monkeypatch.setattr(rehearsal, "_free", lambda: 1000)
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: 1000)
     with pytest.raises(TrainingError) as caught:
         rehearse(trainer)
     assert "Not even one" in (caught.value.hint or "")
 
 
 def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
-    total = rehearsal.total_memory(torch.device("cpu"))
-    free = rehearsal._free()
+    total = memory.total_memory(torch.device("cpu"))
+    free = memory.free_memory()
     if total is None or free is None:
         pytest.skip("this system does not tell")
     assert 0 < free <= total
@@ -68,8 +68,23 @@ def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
         "memory.stat": "file 250000\ninactive_file 200000",
     }.items():
         (group / name).write_text(f"{text}\n")
-    monkeypatch.setattr(rehearsal, "_control_groups", lambda: [group])
-    assert rehearsal.total_memory(torch.device("cpu")) == 1_000_000
-    assert rehearsal._free() == 500_000
+    monkeypatch.setattr(memory, "_control_groups", lambda: [group])
+    assert memory.total_memory(torch.device("cpu")) == 1_000_000
+    assert memory.free_memory() == 500_000
     (group / "memory.max").write_text("max\n")
-    assert rehearsal.total_memory(torch.device("cpu")) == total
+    assert memory.total_memory(torch.device("cpu")) == total
+
+
+def test_a_step_that_takes_long_is_not_tried_for_a_plan(tmp_path, monkeypatch):
+    """Its time is estimated from few images, and its memory from what they keep."""
+    trainer = trainer_of(tmp_path, batch_size=400, accumulate=2)
+    tried = []
+    monkeypatch.setattr(trainer, "backward", lambda x_0, t, eps: tried.append(len(x_0)))
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
+    found = rehearsal.measure(trainer)
+    assert tried == [2, 2]
+    assert found.memory > memory.needed_memory(trainer, 200)
+    assert found.seconds >= 3 / found.steps_per_second > 0
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: 1000)
+    with pytest.raises(TrainingError, match="200 images at a time do not fit"):
+        rehearsal.measure(trainer)

@@ -1,6 +1,6 @@
 """The one place that prints: results to stdout, everything else to stderr.
 
-Names and settings come from files that anybody may have written, so nothing is printed before `safe` has seen it.
+Names and settings come from files that anybody may have written, so `safe` escapes all text before it is printed.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ddpm_cli.text import safe
 
 __all__ = ["Console", "aligned", "print_error"]
 
-_SCHEMA = 1  # of the JSON objects; grows when a field changes its meaning
+_SCHEMA = 1  # version of the JSON objects; it grows when a field changes its meaning
 
 
 class _Stderr(io.TextIOBase):
-    """sys.stderr, but nothing that happens to it is a reason to lose a run: nobody reads it any more, its terminal was
-    closed, its disk is full. It is given up then."""
+    """sys.stderr, except that a failing write does not end the run: the pipe is closed, the terminal gone or the disk
+    full. From then on, stderr is /dev/null."""
 
     def __init__(self) -> None:
-        self._file = sys.stderr  # now: while there is a bar, rich puts something else in its place
+        self._file = sys.stderr  # now: while a progress bar is shown, rich replaces sys.stderr
 
     def write(self, text: str) -> int:
         with self._forgiving():
@@ -44,7 +43,7 @@ class _Stderr(io.TextIOBase):
         try:
             yield
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is in its buffer has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is still in the buffer must go somewhere
 
     def isatty(self) -> bool:
         return self._file.isatty()
@@ -58,12 +57,12 @@ class _Stderr(io.TextIOBase):
 
 
 def _stderr() -> RichConsole:
-    # soft_wrap: paths must stay in one piece for those who copy them. No markup or highlighting of users' file names.
+    # soft_wrap: a path stays on one line, so that it can be copied. No markup or highlighting of users' file names.
     return RichConsole(file=cast(IO[str], _Stderr()), soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def print_error(message: str, hint: str | None = None) -> None:
-    """`Error: …` and `Hint: …`, on stderr, with --quiet too."""
+    """Print `Error: …` and `Hint: …` on stderr, with --quiet too."""
     console = _stderr()
     console.print("Error:", style="bold red", end=" ")
     console.print(safe(message))
@@ -79,7 +78,10 @@ def aligned(rows: Mapping[str, str]) -> list[str]:
 
 
 class Console:
-    """What a command says. as_json: its result is a JSON object. quiet: it says nothing but that, and errors."""
+    """The output of one command.
+
+    as_json: the result is one JSON object. quiet: only the result and errors are printed.
+    """
 
     def __init__(self, command: str, as_json: bool, quiet: bool) -> None:
         self.command = command
@@ -87,7 +89,7 @@ class Console:
         self.quiet = quiet
         self._err = _stderr()
         self.width = self._err.width  # columns of the terminal
-        self.live = self._err.is_terminal and not quiet  # whether there is somebody to watch a bar
+        self.live = self._err.is_terminal and not quiet  # whether progress bars are shown
 
     def note(self, text: str = "", style: str | None = None) -> None:
         if not self.quiet:
@@ -97,22 +99,22 @@ class Console:
         self.note(f"Note: {text}", style="yellow")
 
     def table(self, rows: Mapping[str, str]) -> None:
-        """Notes in two columns."""
+        """Print notes in two columns."""
         for line in aligned(rows):
             self.note(f"  {line}")
 
     def result(self, text: str, **fields: Any) -> None:
-        """The one line on stdout: `text`, or the fields as JSON."""
+        """Print the result on stdout: `text`, or with --json the fields as one JSON object."""
         if self.as_json:
             text = json.dumps({"schema": _SCHEMA, "command": self.command, **fields})
         print(safe(text), flush=True)
 
     @contextmanager
     def bar(self, what: str, total: int | None, eta: bool = True) -> Iterator[Callable[..., None]]:
-        """A progress bar, or nothing where nobody watches. Gives update(completed, what=…, total=…, status=…).
+        """Show a progress bar if stderr is a terminal. Gives update(completed, what=…, total=…, status=…).
 
-        eta: whether the bar reckons the time left by itself, or the status says it.
-        Ctrl-C inside is said and passed on.
+        eta: whether the bar estimates the time left; otherwise the status may contain it.
+        Ctrl-C inside prints a note and is raised again.
         """
         try:
             with self._bar(what, total, eta) as update:
@@ -122,8 +124,16 @@ class Console:
             raise
 
     @contextmanager
+    def trial(self, what: str) -> Iterator[None]:
+        """A bar, or a line in a log, for work that takes a while and does not tell how far it is."""
+        if not self.live:
+            self.note(what)
+        with self.bar(what, None):
+            yield
+
+    @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[str, int, int | None], None]]:
-        """A bar for work that says itself what it is doing. Gives update(what, done, total or None)."""
+        """Show a bar for work that names its own parts. Gives update(what, done, total or None)."""
         with self.bar(what, None) as update:
             yield lambda what, done, total: update(done, what=what, total=total)
 
@@ -132,18 +142,21 @@ class Console:
         if not self.live:
             yield lambda completed, **values: None
             return
+        # Imported here: `--help` shows no bar, and must be fast.
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         bar = Progress(
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[what]}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             *([TimeRemainingColumn()] if eta else []),
             console=self._err,
             expand=True,
             transient=True,
         )
         with bar:
-            task = bar.add_task("", total=total, what=what, status="")
+            task = bar.add_task("", total=total, what=safe(what), status="")
 
             def update(completed: int, **values: Any) -> None:
                 shown: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`ddpm convert`: weights of other programs as a model of the field."""
+"""`ddpm convert`: weights of other programs as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import DDPMError, ModelError
 
-__all__ = ["convert"]
+__all__ = ["EXAMPLES", "convert"]
 
-_TRAINED: dict[str, Any] = {"rich_help_panel": "How the model was trained (improved-diffusion's flags)"}
+EXAMPLES = """
+Examples:
+  ddpm convert model-4432000.ckpt -o lsun-church
+  ddpm convert cifar10_uncond_50M_500K.pt -o cifar10 --num_res_blocks 3 \\
+    --learn_sigma True --diffusion_steps 4000 --noise_schedule cosine
+"""
+
+_TRAINED: dict[str, Any] = {"rich_help_panel": "How the model was trained (flags of improved-diffusion)"}
 
 
 def _count(name: str, help: str) -> Any:
@@ -30,50 +37,54 @@ def _truth(text: str | None) -> bool | None:
 
 def convert(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .ckpt of pytorch_diffusion, or a .pt of improved-diffusion.")
+        Path,
+        typer.Argument(metavar="FILE", help="A .ckpt file of pytorch_diffusion, or a .pt file of improved-diffusion."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The model directory to write.")],
-    image_size: Annotated[int | None, _count("--image-size", "Default: as the weights show it.")] = None,
-    num_channels: Annotated[int | None, _count("--num-channels", "Checked against the weights.")] = None,
-    num_res_blocks: Annotated[int | None, _count("--num-res-blocks", "Checked against the weights.")] = None,
-    num_heads: Annotated[int | None, _count("--num-heads", "Attention heads. Default: 4, as theirs.")] = None,
+    image_size: Annotated[int | None, _count("--image-size", "Pixels. Default: taken from the weights.")] = None,
+    num_channels: Annotated[int | None, _count("--num-channels", "Must match the weights.")] = None,
+    num_res_blocks: Annotated[int | None, _count("--num-res-blocks", "Must match the weights.")] = None,
+    num_heads: Annotated[int | None, _count("--num-heads", "Attention heads. Default: 4.")] = None,
     attention_resolutions: Annotated[
         str | None,
-        typer.Option("--attention-resolutions", metavar="N,N", help="Checked against the weights.", **_TRAINED),
+        typer.Option("--attention-resolutions", metavar="N,N", help="Must match the weights.", **_TRAINED),
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option("--dropout", min=0, max=1, metavar="P", help="Matters for further training.", **_TRAINED),
+        typer.Option("--dropout", min=0, max=1, metavar="P", help="Used only for more training.", **_TRAINED),
     ] = None,
-    learn_sigma: Annotated[str | None, _switch("--learn-sigma", "Checked against the weights.")] = None,
-    sigma_small: Annotated[str | None, _switch("--sigma-small", "Whether a fixed variance is beta~_t.")] = None,
-    class_cond: Annotated[str | None, _switch("--class-cond", "Class-conditional models are refused.")] = None,
-    use_scale_shift_norm: Annotated[
-        str | None, _switch("--use-scale-shift-norm", "Checked against the weights.")
+    learn_sigma: Annotated[str | None, _switch("--learn-sigma", "Must match the weights.")] = None,
+    sigma_small: Annotated[
+        str | None, _switch("--sigma-small", "Whether a fixed variance is the small one, beta~_t.")
     ] = None,
-    diffusion_steps: Annotated[int | None, _count("--diffusion-steps", "T. Needed for improved-diffusion.")] = None,
+    class_cond: Annotated[
+        str | None, _switch("--class-cond", "Must be False: ddpm has no class-conditional models.")
+    ] = None,
+    use_scale_shift_norm: Annotated[str | None, _switch("--use-scale-shift-norm", "Must match the weights.")] = None,
+    diffusion_steps: Annotated[int | None, _count("--diffusion-steps", "T. Required for improved-diffusion.")] = None,
     noise_schedule: Annotated[
         str | None,
         typer.Option(
-            "--noise-schedule", metavar="NAME", help="linear or cosine. Needed for improved-diffusion.", **_TRAINED
+            "--noise-schedule", metavar="NAME", help="linear or cosine. Required for improved-diffusion.", **_TRAINED
         ),
     ] = None,
-    predict_xstart: Annotated[str | None, _switch("--predict-xstart", "Whether it predicts x_0.")] = None,
+    predict_xstart: Annotated[str | None, _switch("--predict-xstart", "Whether the network predicts x_0.")] = None,
     rescale_timesteps: Annotated[
-        str | None, _switch("--rescale-timesteps", "Whether it sees t * 1000 / T. Default: True, as theirs.")
+        str | None, _switch("--rescale-timesteps", "Whether the network sees t * 1000 / T. Default: True.")
     ] = None,
     rescale_learned_sigmas: Annotated[
-        str | None, _switch("--rescale-learned-sigmas", "Of their training only; not needed.")
+        str | None, _switch("--rescale-learned-sigmas", "Accepted and ignored: matters only in training.")
     ] = None,
-    use_kl: Annotated[str | None, _switch("--use-kl", "Of their training only; not needed.")] = None,
+    use_kl: Annotated[str | None, _switch("--use-kl", "Accepted and ignored: matters only in training.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Make a model of weights from pytorch_diffusion (.ckpt: the paper's) or OpenAI's improved-diffusion (.pt).
+    """Convert weights of pytorch_diffusion or improved-diffusion to a model.
 
-    The flags may be pasted as improved-diffusion's README lists them, with _ for -.
-    What the weights show need not be said, and is checked if it is.
+    pytorch_diffusion (.ckpt) has the models of the paper.
+    improved-diffusion (.pt) is by OpenAI. You can paste the flags of its README.
+    A flag that the weights already show is optional, and must match them.
     """
     console = Console("convert", as_json, quiet)
     from ddpm_cli.files import new_directory
@@ -85,7 +96,9 @@ def convert(
     if output.exists():
         is_model = pipeline.is_only_a_model(output)
         if not is_model or (any(output.iterdir()) and not force):
-            raise DDPMError(f"-o {output}: exists", f"Name another folder{', or use --force' if is_model else ''}.")
+            raise DDPMError(
+                f"-o {output}: exists already", f"Name another folder{', or use --force' if is_model else ''}."
+            )
     flags = Flags(
         image_size=image_size,
         num_channels=num_channels,
@@ -114,7 +127,8 @@ def convert(
     console.table(words(model))
     if isinstance(converted.unet.attention_head_dim, tuple):
         console.warn(
-            "its attention has as many heads at every width, which diffusers' UNet2DModel cannot; ddpm alone runs it"
+            "this model has the same number of attention heads at every width, which UNet2DModel of diffusers does not "
+            "support; it runs only in ddpm"
         )
-    console.note(f"try it: ddpm sample -m {output} --n 16 --steps 100 -o grid.png")
+    console.note(f"Try it: ddpm sample -m {output} --n 16 --steps 100 -o grid.png")
     console.result(str(output), output=str(output), origin=converted.origin, **model)

@@ -1,4 +1,4 @@
-"""What `ddpm train` shows of a run: a header, the way, and the end."""
+"""What `ddpm train` shows of a run: a header, its progress, and its end."""
 
 from __future__ import annotations
 
@@ -27,60 +27,71 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "follow", "header", "show_plan"]
 
-_FEW_IMAGES = 1000  # below this a model learns its images by heart sooner than it learns what they have in common
+_FEW_IMAGES = 1000  # with fewer a model memorizes its images before it learns what they have in common
 _DAY = 86_400
 _LOG_SECONDS = 30  # between lines where there is no bar
-_NAMED = 5  # files that are named where more were left out
-_ONE_SIGNAL = 1.0  # seconds: a batch system signals the launcher and its processes, and these get it twice
+_NAMED = 5  # at most so many left-out files are named
+_ONE_SIGNAL = 1.0  # seconds; from a batch system and from the launcher, processes may get one signal twice
 
 
 def header(console: Console, run: Run, machine: str) -> None:
-    """Say what will be trained, on what, and how."""
+    """Print what will be trained, on what, and how."""
     trainer, folder = run.trainer, run.folder
     pack = trainer.pack
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
     console.note(f"ddpm {__version__}: {doing}, run {folder}", style="bold")
     rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out"}
     console.table(rows | _plan(trainer, machine))
-    if not trainer.step:  # what was said when it began
+    if not trainer.step:  # a resumed run has printed this before
         for name, reason in pack.left_out[:_NAMED]:
             console.warn(f"left out {name}: {reason}")
         if len(pack.left_out) > _NAMED:
-            console.warn(f"and left out {len(pack.left_out) - _NAMED} more; all are in {folder / 'left_out.txt'}")
+            console.warn(f"left out {len(pack.left_out) - _NAMED} more; {folder / 'left_out.txt'} lists all of them")
         if len(pack) < _FEW_IMAGES:
-            console.warn(f"few images ({len(pack)}); expect the model to learn them by heart")
+            console.warn(f"few images ({len(pack)}): expect the model to memorize them")
     need, free, place = _disk(trainer)
     if need > free:
         console.warn(f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}")
-    console.note("  Ctrl-C saves and stops")
+    console.note("  Ctrl-C saves a checkpoint and stops")
 
 
 def _disk(trainer: Trainer) -> tuple[int, int, Path]:
-    """Bytes that the checkpoints of a run need beside those that are there, that are free, and where."""
+    """Bytes that the checkpoints of a run will need, bytes that are free, and the folder where they are."""
     from ddpm_cli.models.runs import checkpoints
 
     run = trainer.run
     missing = max(
         1, trainer.config.train.keep + 1 - len(checkpoints(run))
-    )  # an old one goes after the new one is there
+    )  # an old one is removed after a new one is written
     place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
     return missing * trainer.checkpoint_bytes, shutil.disk_usage(place).free, place
 
 
 def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
-    """What a run is, by rows."""
+    """The settings of a run, as rows of a table."""
     config, world = trainer.config, trainer.world
     data, train = config.data, config.train
     colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
-    flips = "half of them mirrored (--no-flip to leave that out)" if data.flip else "never mirrored"
+    flips = "half of them mirrored (--no-flip turns this off)" if data.flip else "never mirrored"
     about = f"{config.preset}: {_parameters(trainer) / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
     split = _split(train.batch_size, world.size, train.accumulate)
     return {
-        "made": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
+        "prepared": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
         "model": f"{about}{f', from {config.base}' if config.base else ''}",
         "training": f"{train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}",
+        "previews": _previews(trainer),
         "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
     }
+
+
+def _previews(trainer: Trainer) -> str:
+    """When previews are drawn, and what they cost."""
+    from ddpm_cli.training.previews import IMAGES
+
+    plan, steps = trainer.previews, trainer.config.train.steps
+    when = f"every {plan.every} steps" if plan.every < steps else "at the end"
+    cost = "" if plan.share is None else f", about {max(1, round(100 * plan.share))} % of the time"
+    return f"{IMAGES} images in {plan.steps} steps, {when}{cost}"
 
 
 def _parameters(trainer: Trainer) -> int:
@@ -89,7 +100,7 @@ def _parameters(trainer: Trainer) -> int:
 
 def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
     """The result of --dry-run: what would be trained, what it needs, and how long it takes."""
-    from ddpm_cli.training.rehearsal import total_memory
+    from ddpm_cli.training.memory import total_memory
 
     trainer, folder, start = run.trainer, run.folder, found.first_step
     train, pack = run.config.train, trainer.pack
@@ -126,13 +137,13 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
 
 
 def _named(run: Run) -> str:
-    """The images as they were named, in words."""
+    """The IMAGES of the command, in words."""
     first, *rest = run.images
     return f"{first} and {len(rest)} more" if rest else first
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:
-    """How a batch is shared out, in words."""
+    """How a batch is divided, in words."""
     least, more = divmod(batch_size, processes)
     each = f"{least} or {least + 1}" if more else str(least)
     shared = f" ({each} in each of {processes} processes)" if processes > 1 else ""
@@ -141,9 +152,9 @@ def _split(batch_size: int, processes: int, parts: int) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Turn the first signal to stop into an entry of the list that this gives; a second one stops at once.
+    """Catch signals to stop: the first one is appended to the list that this yields, a second one exits at once.
 
-    Ctrl-C; SIGTERM; and SIGHUP, of a terminal that is closed, unless nohup has it ignored.
+    They are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as under nohup.
     """
     caught: list[int] = []
     first = 0.0
@@ -169,7 +180,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callable[[Event], None]]:
-    """Gives what shows an event in TensorBoard, as long as that can be written: it is no reason to end a run."""
+    """Yield a function that writes an event for TensorBoard. If that fails it prints a note, and training goes on."""
     from ddpm_cli.training.tensorboard import Board
 
     board: Board | None = None
@@ -198,7 +209,7 @@ def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callabl
 
 
 def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None, int | None]:
-    """Train, and show it. Returns the last loss, and the signal that stopped it, if any."""
+    """Train the run and show its progress. Returns the last loss, and the signal that stopped the run or None."""
     from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 
     trainer = run.trainer
@@ -206,7 +217,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
     loss: float | None = None
     estimated = False
     drawing: int | None = None  # the step whose samples are being drawn
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
     event: Event
     show_on_board = _board(console, trainer, tensorboard)
     with _stop_signals() as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
@@ -223,8 +234,8 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                     if not estimated and time.monotonic() - started > 5:
                         estimated = True
                         _warn_if_long(console, trainer, event.seconds_left)
-                    if not console.live and time.monotonic() - said > _LOG_SECONDS:
-                        said = time.monotonic()
+                    if not console.live and time.monotonic() - printed > _LOG_SECONDS:
+                        printed = time.monotonic()
                         console.note(f"step {event.step}/{total}  {status}")
                 case Previewing():
                     update(event.step, what="drawing samples")
@@ -255,8 +266,8 @@ def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
     if seconds < _DAY:
         return
     smaller = PRESETS[trainer.config.preset].smaller if trainer.config.preset in PRESETS else None
-    advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less"
-    console.warn(f"at this speed this takes {_duration(seconds)}; {advice}. It can be stopped and resumed at any time.")
+    advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less time"
+    console.warn(f"at this speed the run takes {_duration(seconds)}; {advice}. You can stop and resume it any time.")
 
 
 def _duration(seconds: float) -> str:
@@ -268,17 +279,17 @@ def _duration(seconds: float) -> str:
 
 
 def finish(console: Console, run: Run, loss: float | None, stopped_by: int | None) -> int:
-    """Say how a run ended, and what can be done next. Returns the exit code."""
+    """Print how a run ended and what to do next. Returns the exit code."""
     trainer, total = run.trainer, run.config.train.steps
     folder = quote(str(run.folder))
     if trainer.step < total:
-        console.note(f"stopped at step {trainer.step} of {total}; everything is in {run.folder}")
+        console.note(f"stopped at step {trainer.step} of {total}; the run is in {run.folder}")
         command = f"ddpm train {' '.join(map(quote, run.images))} -o {folder}"
-        again = "the same command, and" if trainer.world.size > 1 else command  # which says how many processes
+        again = "the same command, and" if trainer.world.size > 1 else command  # torchrun's options are part of it
         console.note(f"go on with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
-    now = f"ddpm sample -m {folder} -o grid.png"
-    console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Now: {now}")
+    following = f"ddpm sample -m {folder} -o grid.png"
+    console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Next: {following}")
     if trainer.world.is_main:
         console.result(str(run.folder), run=str(run.folder), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
     return 0

@@ -1,4 +1,4 @@
-"""`ddpm info`: what a model is."""
+"""`ddpm info`: the facts about a model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console, aligned
 
-__all__ = ["info"]
+__all__ = ["EXAMPLES", "info"]
+
+EXAMPLES = """
+Examples:
+  ddpm info runs/cats
+  ddpm info google/ddpm-cifar10-32
+"""
 
 
 def info(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
-            help="A run, a model directory, a file of weights, org/name[@revision] or a URL on the Hugging Face Hub. "
+            metavar="MODEL",
+            help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
             "Default: the newest run in ./runs.",
         ),
     ] = None,
@@ -25,9 +31,10 @@ def info(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say what a model is: its images, network, schedule, variance, and how it was trained if it says so.
+    """Show what a model is: images, network, schedule, variance and training.
 
-    Its weights are read and checked where they are on this machine; from the Hub only the configuration is fetched.
+    Weights on this machine are read and checked.
+    From the Hub only the configuration is downloaded.
     """
     console = Console("info", as_json, quiet)
     from ddpm_cli.models import hub
@@ -54,9 +61,9 @@ def info(
     if as_json:
         console.result("", **fields, **model_facts, trained=recipe or card or None)
         return
-    some = [*(weights if len(weights) == 1 else [f"{len(weights)} shards"]), f"{located.weight_bytes / 1e6:.1f} MB"]
-    said_of_them = [*(some if weights else []), *([] if here else ["not downloaded, so not checked"])]
-    rows = {"model": located.origin} | words(model_facts) | {"weights": ", ".join(said_of_them)}
-    said = recipe_in_words(recipe) if recipe else card
-    rows |= {key: value for key, value in said.items() if key not in rows}
+    files = [*(weights if len(weights) == 1 else [f"{len(weights)} shards"]), f"{located.weight_bytes / 1e6:.1f} MB"]
+    about_weights = [*(files if weights else []), *([] if here else ["not downloaded, so not checked"])]
+    rows = {"model": located.origin} | words(model_facts) | {"weights": ", ".join(about_weights)}
+    training = recipe_in_words(recipe) if recipe else card
+    rows |= {key: value for key, value in training.items() if key not in rows}
     console.result("\n".join(aligned(rows)))

@@ -1,4 +1,4 @@
-"""What the commands that need a model share: finding it, and checking what is asked of it."""
+"""What the commands that need a model share: loading it, and checking the number of steps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["check_steps", "open_model"]
 def open_model(
     console: Console, address: str | None, device: str, precision: str, weights: str, world: World | None = None
 ) -> DDPM:
-    """Find and load a model, and say which one and where it runs.
+    """Find and load a model, and print a note with its name and device.
 
-    world: processes that all need it. They get the one that the first of them finds.
+    world: the processes that need it. All of them get the model that the main process finds.
     """
     from ddpm_cli.device import describe
     from ddpm_cli.distributed import World
@@ -37,7 +37,7 @@ def open_model(
     located = world.on_main(find)
 
     def load() -> DDPM:
-        # On another machine the Hub's cache is another one.
+        # A process on another machine has its own cache of the Hub.
         here = located if located.folder.is_dir() else hub.resolve(located.address)
         return DDPM.load(here, str(world.pick_device(device)), precision, weights)
 
@@ -51,7 +51,7 @@ def open_model(
 
 
 def check_steps(model: DDPM, steps: int | None, start: int) -> list[int]:
-    """The steps that will be taken from `start` down. Raises UsageError if there are not that many."""
+    """The steps that the sampler takes from `start` down to 0. Raises UsageError if there are fewer than `steps`."""
     if steps is not None and steps > start + 1:
         raise UsageError(f"--steps {steps}: there are only {start + 1} steps from t={start + 1} down to 0")
     return model.timesteps(steps, start)

@@ -1,4 +1,4 @@
-"""`ddpm noise`: an image on its way to noise. Needs no model."""
+"""`ddpm noise`: the forward process on one image. Needs no model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import deliver, pick_target, read_input
-from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.errors import UsageError
 
-__all__ = ["noise"]
+__all__ = ["EXAMPLES", "noise"]
+
+EXAMPLES = """
+Examples:
+  ddpm noise cat.jpg --t 0,250,500,1000 -o strip.png
+  ddpm noise cat.jpg --t 300 --format safetensors -o cat.safetensors
+"""
 
 
 def noise(
@@ -23,33 +28,48 @@ def noise(
         typer.Option(
             "--t",
             metavar="T[,T…]",
-            help="How far: 0 is the image, 1000 is noise. Several with commas between make a labelled strip.",
+            help="The timestep: 0 is the image, 1000 is pure noise. Several, separated by commas, give a labelled "
+            "strip.",
         ),
     ] = "500",
-    output: options.Output = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A .png, .jpg, .webp or .safetensors file, or - for stdout. "
+            "Default: <name>-t<t>.png at a terminal, stdout in a pipe.",
+        ),
+    ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", help="png: to look at. safetensors: exact, for ddpm denoise-trace.", metavar="FORMAT"),
+        typer.Option("--format", metavar="NAME", help="png to look at, or safetensors: exact, for ddpm denoise-trace."),
     ] = "png",
-    background: Annotated[str, typer.Option("--background", help="What shows through transparency.")] = "white",
+    background: options.Background = "white",
     seed: options.Seed = 0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Noise an image to step t of the forward process, at its own size (Eq. 4), with the paper's schedule."""
+    """Add noise to an image: jump to step t of the forward process (Eq. 4).
+
+    The image keeps its size. The schedule is the paper's.
+    """
     console = Console("noise", as_json, quiet)
+    from ddpm_cli.config import ScheduleConfig
+
     ts = options.parse_ts(t)
     schedule = ScheduleConfig()
     T = schedule.num_train_timesteps
     if form not in ("png", "safetensors"):
         raise UsageError(f"--format {form} is neither png nor safetensors")
     if max(ts) > T:
-        raise UsageError(f"--t {max(ts)}: the schedule ends at t={T}, which is noise")
+        raise UsageError(f"--t {max(ts)}: the last step of the schedule is t={T}, pure noise")
     if form == "safetensors" and len(ts) > 1:
-        raise UsageError("--format safetensors carries one image", "Give a single --t.")
+        raise UsageError("--format safetensors holds one image", "Give a single timestep to --t.")
     if form == "png" and output and output.endswith(".safetensors"):
-        raise UsageError(f"-o {output}: pictures are not safetensors", "Add --format safetensors.")
+        raise UsageError(f"-o {output}: --format png cannot write .safetensors", "Add --format safetensors.")
     stem = "noise" if image == "-" else Path(image).stem
     name = f"{stem}-t{'-'.join(map(str, ts))}.{form}"
     suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".jpeg", ".webp")
@@ -65,7 +85,7 @@ def noise(
     data, called = read_input(image)
     clean = images.from_pil(images.decode(data, called, background=background))
     channels, height, width = clean.shape
-    # One draw of noise for all t: a strip shows one and the same noise take over.
+    # Every t gets the same noise, so a strip shows that noise grow.
     made = [
         Noised.make(
             images.to_float(clean)[None],

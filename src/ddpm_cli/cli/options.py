@@ -1,4 +1,4 @@
-"""Options that commands share, and how their values are read. No torch: `--help` must be quick."""
+"""Options that several commands share, and parsers for their values. Imports little, since `--help` must be fast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import typer
 from ddpm_cli.errors import UsageError
 
 __all__ = [
+    "ADDRESS",
+    "Background",
     "Device",
     "Force",
     "Json",
     "Model",
-    "Output",
     "Precision",
     "Quiet",
     "SamplerSteps",
@@ -29,7 +30,7 @@ __all__ = [
 
 
 def parse_count(text: str | int) -> int:
-    """A whole number above 0, as people write it: 800000, 800_000, 800k, 1.2M."""
+    """Parse a whole number above 0: 800000, 800_000, 800k or 1.2M."""
     digits = str(text).strip().replace("_", "").replace(",", "").lower()
     factor = {"k": 1_000, "m": 1_000_000}.get(digits[-1:], 1)
     try:
@@ -42,20 +43,20 @@ def parse_count(text: str | int) -> int:
 
 
 def parse_ts(text: str) -> list[int]:
-    """The paper's timesteps, separated by commas: 0 is the clean image. Raises UsageError."""
+    """Parse timesteps of the paper, separated by commas; 0 is the clean image. Raises UsageError."""
     try:
         ts = [int(part) for part in text.split(",")]
     except ValueError:
         ts = [-1]
     if min(ts) < 0:
         raise UsageError(
-            f"--t {text}: not a timestep, nor several with commas between", "Write 500, or 0,250,500,1000."
+            f"--t {text}: not a timestep or several timesteps separated by commas", "Write 500, or 0,250,500,1000."
         )
     return ts
 
 
 def parse_bool(text: str) -> bool:
-    """True or False as a value, as improved-diffusion's flags have it."""
+    """Parse True or False, as improved-diffusion writes the values of its flags."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in known:
         raise typer.BadParameter(f"{text!r} is neither True nor False")
@@ -63,11 +64,12 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Numbers of pixels with commas between, largest first."""
+    """Parse numbers of pixels separated by commas; returns the largest first."""
     return tuple(sorted((parse_count(part) for part in text.split(",")), reverse=True))
 
 
 def parse_channels(text: str) -> int:
+    """Parse a number of channels, 1 or 3."""
     if text not in ("1", "3"):
         raise typer.BadParameter(f"{text!r} is neither 1 (gray) nor 3 (RGB)")
     return int(text)
@@ -79,36 +81,53 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
+        metavar="NAME",
         envvar="DDPM_DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps. auto: cuda, else mps, else cpu.",
+        help="auto, cpu, cuda, cuda:N or mps. auto takes cuda if there is one, else mps, else cpu.",
         **_COMMON,
     ),
 ]
 Precision = Annotated[
     str,
-    typer.Option("--precision", help="auto, fp32 or bf16. auto: bf16 where the machine is faster at it.", **_COMMON),
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="auto, fp32 or bf16. auto takes bf16 if the hardware is faster with it.",
+        **_COMMON,
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.", **_COMMON)]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same images.", **_COMMON)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", **_COMMON)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.", **_COMMON)]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.", **_COMMON)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress bar.", **_COMMON)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.", **_COMMON)]
 
+# The backslash keeps rich from reading [@revision] as markup.
+ADDRESS = r"A run, a model directory, or org/name\[@revision] on the Hugging Face Hub."
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
+        metavar="MODEL",
         envvar="DDPM_MODEL",
-        help="A run, a model directory, or org/name[@revision] on the Hugging Face Hub. "
-        "Default: the newest run in ./runs.",
+        help=f"{ADDRESS} Default: the newest run in ./runs.",
     ),
 ]
 Weights = Annotated[
     str,
-    typer.Option("--weights", help="ema: the averaged weights. raw: as the optimiser left them (checkpoints only)."),
+    typer.Option(
+        "--weights",
+        metavar="NAME",
+        help="ema: the moving average of the weights. raw: the trained weights themselves; only checkpoints have them.",
+    ),
 ]
 SamplerSteps = Annotated[
     int | None,
-    typer.Option("--steps", parser=parse_count, metavar="N", help="Take N steps, evenly spread. Default: all of them."),
+    typer.Option("--steps", parser=parse_count, metavar="N", help="Take N steps, spread evenly. Default: all steps."),
 ]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; - is stdout.", metavar="PATH")]
+Background = Annotated[
+    str,
+    typer.Option("--background", metavar="COLOR", help="The colour behind transparent pixels: a name or #rrggbb."),
+]

@@ -1,4 +1,4 @@
-"""Where a command's pictures go, and where its input comes from: files, folders, pipes."""
+"""Where a command writes its pictures and reads its input: files, folders, pipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Target", "deliver", "pick_target", "read_input"]
 
 
 class Target(NamedTuple):
-    """path is None for stdout. folder: the path is, or shall be, a folder."""
+    """path: None for stdout. folder: whether the path is a folder, which may not exist yet."""
 
     path: Path | None
     folder: bool = False
@@ -35,18 +35,18 @@ def pick_target(
 ) -> Target:
     """Decide where the result goes, before any work is done.
 
-    output: what -o said: `-` for stdout, a file, or (if `folders`) a folder, which ends in / or has no suffix.
-    Without -o it is the file `default` at a terminal or with --json, else stdout. suffixes: those that can be written.
-    goes_on: a folder that holds a file of this name may have been begun before.
-    Raises UsageError on a place that makes no sense, DDPMError on one that is taken.
+    output: the value of -o: `-` for stdout, a file, or (if `folders`) a folder, which ends in / or has no suffix.
+    None: the file `default` at a terminal or with --json, else stdout.
+    suffixes: those that can be written. goes_on: a folder with a file of this name is continued.
+    Raises UsageError if -o does not fit the command, DDPMError if the path exists or cannot be written.
     """
     if output is None and (console.as_json or sys.stdout.isatty()):
         output = default
     if output is None or output == "-":
         if console.as_json:
-            raise UsageError("--json and -o - both want stdout", "Give -o a file name.")
+            raise UsageError("--json and -o - both write to stdout", "Give -o a file name.")
         if sys.stdout.isatty():
-            raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or pipe it on.")
+            raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or use a pipe.")
         return Target(None)
     path = Path(output)
     _check_writable(path, output)
@@ -56,23 +56,23 @@ def pick_target(
         begun = goes_on is not None and (path / goes_on).is_file()
         if path.is_dir() and any(path.iterdir()) and not force and not begun:
             raise DDPMError(
-                f"-o {output}: the folder is not empty", "Name another, or use --force to overwrite files in it."
+                f"-o {output}: the folder is not empty", "Name another folder, or use --force to overwrite files in it."
             )
         return Target(path, folder=True)
     if path.is_dir():
         raise UsageError(f"-o {output}: is a folder", "Give a file name.")
     if path.suffix.lower() not in suffixes:
         raise UsageError(
-            f"-o {output}: cannot write {path.suffix or 'a name without a suffix'} here",
+            f"-o {output}: this command cannot write {path.suffix or 'a file without a suffix'}",
             f"Use {', '.join(suffixes)}{', a folder,' if folders else ''} or - for stdout.",
         )
     if path.exists() and not force:
-        raise DDPMError(f"-o {output}: exists", "Name another file, or use --force to overwrite it.")
+        raise DDPMError(f"-o {output}: exists already", "Name another file, or use --force to overwrite it.")
     return Target(path)
 
 
 def _check_writable(path: Path, output: str) -> None:
-    """Raises DDPMError if nothing can be made there, which is better known before the work than after it."""
+    """Raises DDPMError if the path cannot be written, before the work rather than after it."""
     there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     if not there.is_dir():
         raise DDPMError(f"-o {output}: {there} is not a folder")
@@ -81,7 +81,7 @@ def _check_writable(path: Path, output: str) -> None:
 
 
 def deliver(target: Target, data: bytes, console: Console, **fields: object) -> None:
-    """Write the bytes and say where they are."""
+    """Write the bytes, and print the path as the result."""
     from ddpm_cli.files import write_file
 
     if target.path is None:
@@ -93,13 +93,13 @@ def deliver(target: Target, data: bytes, console: Console, **fields: object) -> 
 
 
 def read_input(name: str) -> tuple[bytes, str]:
-    """The bytes of a file, or of stdin for `-`, and what to call them in messages. Raises DataError, UsageError."""
+    """The bytes of a file, or of stdin for `-`, and their name for messages. Raises DataError or UsageError."""
     if name == "-":
         if sys.stdin.isatty():
-            raise UsageError("-: nothing is piped into stdin", "Give a file name, or: cat image.png | ddpm …")
+            raise UsageError("-: stdin is a terminal", "Give a file name, or use a pipe: cat image.png | ddpm …")
         data = sys.stdin.buffer.read()
         if not data:
-            raise DataError("stdin: empty", "The command before this one wrote nothing; did it fail?")
+            raise DataError("stdin is empty", "Did the command before the pipe fail?")
         return data, "stdin"
     try:
         return Path(name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""`ddpm plot`: the numbers of a run as curves."""
+"""`ddpm plot`: the metrics of a run as curves."""
 
 from __future__ import annotations
 
@@ -12,32 +12,42 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import deliver, pick_target
 from ddpm_cli.errors import DataError
 
-__all__ = ["plot"]
+__all__ = ["EXAMPLES", "plot"]
+
+EXAMPLES = """
+Examples:
+  ddpm plot
+  ddpm plot runs/cats -o curves.png
+"""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def plot(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run of ddpm train. Default: the newest in ./runs.")
+        Path | None, typer.Argument(metavar="RUN", help="A run of ddpm train. Default: the newest run in ./runs.")
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="A .png (.jpg, .webp), or - for stdout. Default: RUN/plot.png."
+            "--output", "-o", metavar="PATH", help="A .png, .jpg or .webp file, or - for stdout. Default: RUN/plot.png."
         ),
     ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Draw a run's loss, gradient norm, learning rate and speed, as a picture and as text in the terminal."""
+    """Plot a run's loss, gradient norm, learning rate and speed.
+
+    Writes a picture, and at a terminal also prints the curves as text.
+    Works while the run is training.
+    """
     console = Console("plot", as_json, quiet)
     run = run or _newest(Path("runs"))
     from ddpm_cli.training import curves
 
     lines = curves.read_metrics(run)
-    # A run's own plot is there to be drawn again; a file that somebody named is not.
+    # RUN/plot.png may be replaced; a file that the user named may not.
     target = pick_target(output, str(run / "plot.png"), _SUFFIXES, console, force or output is None)
     charts = curves.charts(lines)
     from ddpm_cli.data.pictures import picture_bytes
@@ -56,4 +66,4 @@ def _newest(runs: Path) -> Path:
 
     if run := newest_run(runs, lambda run: run / "metrics.jsonl"):
         return run
-    raise DataError(f"no run given, and none under {runs}/", "ddpm plot RUN")
+    raise DataError(f"no run was given, and there is none in {runs}/", "ddpm plot RUN")

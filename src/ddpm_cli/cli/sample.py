@@ -18,27 +18,35 @@ from ddpm_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["sample"]
+__all__ = ["EXAMPLES", "sample"]
+
+EXAMPLES = """
+Examples:
+  ddpm sample --n 64 --steps 100 -o grid.png
+  ddpm sample -m google/ddpm-cifar10-32 --n 1000 -o images/
+"""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz")
 
 
 def sample(
     model: options.Model = None,
-    n: Annotated[int, typer.Option("--n", "-n", parser=options.parse_count, metavar="N", help="How many images.")] = 64,
+    n: Annotated[
+        int, typer.Option("--n", "-n", parser=options.parse_count, metavar="N", help="Number of images.")
+    ] = 64,
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="grid.png (.jpg, .webp): a grid. DIR/: one PNG each. x.npz: an array (N, H, W, C). "
-            "-: a grid to stdout. Default: samples.png at a terminal, stdout in a pipe.",
+            help="A .png, .jpg or .webp file: a grid. DIR/: one PNG per image. A .npz file: an array (N, H, W, C). "
+            "-: a grid on stdout. Default: samples.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
     steps: options.SamplerSteps = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="How many at a time.")
+        int, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="Images per batch.")
     ] = 64,
     weights: options.Weights = "ema",
     device: options.Device = "auto",
@@ -48,9 +56,9 @@ def sample(
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Draw new images from a model (Algorithm 2).
+    """Sample new images from a model (Algorithm 2).
 
-    Image number i of a seed is always the same image, however many are drawn and in whatever batches.
+    Image number i of a seed is always the same, whatever --n and --batch-size are.
     """
     from ddpm_cli.distributed import process_group
     from ddpm_cli.models.sample_folder import RECORD, opened
@@ -61,14 +69,14 @@ def sample(
         def place() -> Target:
             found = pick_target(output, "samples.png", _SUFFIXES, console, force, folders=True, goes_on=RECORD)
             if world.size > 1 and not found.folder:
-                raise UsageError(f"{world.size} processes fill a folder, and no file", "Use -o DIR/.")
+                raise UsageError(f"{world.size} processes can only write into a folder", "Use -o DIR/.")
             return found
 
         target = world.on_main(place)
         ddpm = open_model(console, model, device, precision, weights, world)
         taken = len(world.on_main(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1)))
         if taken < ddpm.schedule.T and ddpm.schedule_config.variance_type == "fixed_large":
-            console.note("fewer steps than the model was trained with: using the small variance, beta~_t")
+            console.note("fewer steps than the model was trained with, so the variance is the small one, beta~_t")
 
         def todo() -> list[int]:
             if not target.path or not target.folder:
@@ -79,9 +87,9 @@ def sample(
                 "steps": taken,
                 "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
             }
-            missing = held.enter_context(opened(target.path, n, made_with, force))
+            missing = held.enter_context(opened(target.path, n, made_with, force, console.warn))
             if len(missing) < n:
-                console.note(f"{n - len(missing)} of {n} images are there already")
+                console.note(f"{n - len(missing)} of {n} images exist already")
             return missing
 
         left = world.on_main(todo)
@@ -93,7 +101,7 @@ def sample(
 
             def progress(count: int) -> None:
                 nonlocal done
-                done += count * world.size  # the others are about as far
+                done += count * world.size  # the other processes have done about as much
                 update(done)
 
             batches = ddpm.sample_batches(mine, seed, steps, batch_size, progress)
@@ -101,7 +109,7 @@ def sample(
         world.barrier()
         seconds = round(time.perf_counter() - started, 3)
         fields = {"n": n, "seed": seed, "steps": taken, "seconds": seconds}
-        console.note(f"{len(left)} images in {seconds:.1f} s")
+        console.note(f"sampled {len(left)} images in {seconds:.1f} s")
         if data is not None:
             deliver(target, data, console, **fields)
         elif world.is_main:
@@ -109,7 +117,7 @@ def sample(
 
 
 def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> bytes | None:
-    """Draw the images into a folder, or into the bytes of a file."""
+    """Sample the images into a folder, or into the bytes of a file."""
     from ddpm_cli.data import images, pictures
     from ddpm_cli.files import write_file
     from ddpm_cli.models.sample_folder import image_name
@@ -119,7 +127,7 @@ def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> byte
         rest = iter(numbers)
         for batch in batches:
             for image, i in zip(batch, rest, strict=False):  # in this order: a batch that ends takes no number
-                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)))
+                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
         return None
     if target.suffix == ".npz":
         return pictures.npz_bytes(batches, len(numbers))

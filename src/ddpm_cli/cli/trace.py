@@ -1,4 +1,4 @@
-"""`ddpm denoise-trace`: watch the reverse process at work."""
+"""`ddpm denoise-trace`: the reverse process, step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from ddpm_cli.diffusion.noised_image import Noised
     from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["denoise_trace"]
+__all__ = ["EXAMPLES", "denoise_trace"]
+
+EXAMPLES = """
+Examples:
+  ddpm denoise-trace -o trace.gif
+  ddpm denoise-trace cat.jpg --t 500 --frames 10 -o trace.png
+"""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _ROWS = {"xt": ("x_t",), "x0": ("x_0",), "both": ("x_t", "x_0")}
@@ -28,22 +34,27 @@ def denoise_trace(
     image: Annotated[
         str | None,
         typer.Argument(
-            metavar="[IMG|-]",
-            help="An image, noised to --t first; or the output of ddpm noise --format safetensors; - is stdin. "
-            "Default: start from pure noise.",
+            metavar="IMG|-",
+            help="An image, which is first noised to --t, or the output of ddpm noise --format safetensors. "
+            "- is stdin. Default: start from pure noise.",
         ),
     ] = None,
     model: options.Model = None,
     t: Annotated[
         int | None,
-        typer.Option("--t", min=1, metavar="T", help="Where to start. Default: half of all steps for an image."),
+        typer.Option(
+            "--t", min=1, metavar="T", help="The timestep to start an image from. Default: half of all steps."
+        ),
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", min=2, metavar="N", help="How many states to show. Default: 10; 50 in .gif, .webp."),
+        typer.Option(
+            "--frames", min=2, metavar="N", help="Number of states to show. Default: 10, or 50 in an animation."
+        ),
     ] = None,
     show: Annotated[
-        str, typer.Option("--show", help="xt: the state. x0: the clean image predicted from it. both.", metavar="WHAT")
+        str,
+        typer.Option("--show", metavar="NAME", help="xt: the states. x0: the clean image predicted from each. both."),
     ] = "both",
     output: Annotated[
         str | None,
@@ -51,13 +62,13 @@ def denoise_trace(
             "--output",
             "-o",
             metavar="PATH",
-            help="x.png (.jpg): a labelled strip. x.gif, x.webp: an animation. DIR/: one PNG a frame. "
-            "-: a strip to stdout. Default: trace.png at a terminal, stdout in a pipe.",
+            help="A .png or .jpg file: a labelled strip. A .gif or .webp file: an animation. DIR/: one PNG per frame. "
+            "-: a strip on stdout. Default: trace.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
     steps: options.SamplerSteps = None,
-    background: Annotated[str, typer.Option("--background", help="What shows through transparency.")] = "white",
     weights: options.Weights = "ema",
+    background: options.Background = "white",
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = 0,
@@ -65,7 +76,11 @@ def denoise_trace(
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Show an image come out of noise: the states x_t of the reverse process, and what the model sees in them."""
+    """Show the reverse process: how the model turns noise into an image.
+
+    The pictures are the states x_t,
+    and the clean image x_0 that the model predicts from each.
+    """
     console = Console("denoise-trace", as_json, quiet)
     if show not in _ROWS:
         raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
@@ -80,11 +95,13 @@ def denoise_trace(
     ddpm = open_model(console, model, device, precision, weights)
     T = ddpm.schedule.T
     if t is not None and t > T:
-        raise UsageError(f"--t {t}: this model's steps end at {T}, which is noise")
+        raise UsageError(f"--t {t}: the last step of this model is t={T}, pure noise")
     noise = ImageNoise(seed, [0], ddpm.shape)
     if source is None:
         if t not in (None, T):
-            raise UsageError(f"--t {t}: pure noise is t={T}", "Give an image to start from another t.")
+            raise UsageError(
+                f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
+            )
         start, x_t = T, noise()
     else:
         noised = _noised(ddpm, *source, t, seed, background, console)
@@ -110,7 +127,7 @@ def denoise_trace(
 
 
 def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, background: str, console: Console) -> Noised:
-    """Where to start from: a noised image as it was made, or an image noised now."""
+    """The state to start from: `data` if it is a noised image already, else the image in it noised to step t."""
     from ddpm_cli.data import images
     from ddpm_cli.diffusion.noised_image import Noised
     from ddpm_cli.rng import ImageNoise
@@ -130,14 +147,15 @@ def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, backgr
 
     if not make_betas(noised.schedule).equal(make_betas(ddpm.schedule_config)):
         raise UsageError(
-            f"{name}: was noised by another schedule than this model's",
+            f"{name}: was noised with another schedule than this model's",
             "Give the image itself: ddpm denoise-trace IMG --t N",
         )
     small = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
     if small is not noised:
         _, _, height, width = noised.x_t.shape
         console.note(
-            f"{name}: {width}x{height} averaged to the model's {size}x{size}, its noise brought back to t={noised.t}"
+            f"{name}: reduced from {width}x{height} to the model's {size}x{size}, "
+            f"with noise added to stay at t={noised.t}"
         )
     return small
 
@@ -167,4 +185,4 @@ def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: 
         for row, tile in (("x_t", x_t), ("x_0", x_0)):
             if row in _ROWS[show]:
                 data = pictures.picture_bytes(images.to_pil(tile[0]))
-                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data)
+                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data, sync=False)

@@ -1,4 +1,4 @@
-"""`ddpm train`: a model from a folder of images."""
+"""`ddpm train`: train a model on images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.follow import finish, follow, header, show_plan
 from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed import World
     from ddpm_cli.training.run import Request
 
-__all__ = ["train"]
+__all__ = ["EXAMPLES", "train"]
+
+EXAMPLES = """
+Examples:
+  ddpm train ./images
+  ddpm train digits.zip --preset tiny --no-flip --steps 800 -o runs/digits
+  ddpm train ./images --from google/ddpm-celebahq-256
+"""
+
+# The panels of the help. The options that most runs need come first, in no panel of their own.
+_IMAGES: dict[str, Any] = {"rich_help_panel": "Images"}
+_TRAINING: dict[str, Any] = {"rich_help_panel": "Training"}
+_CHECKPOINTS: dict[str, Any] = {"rich_help_panel": "Checkpoints and previews"}
 
 
 def train(
@@ -29,18 +40,38 @@ def train(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="RUN", help="The run's folder. Default: runs/<name of IMAGES>."),
+        typer.Option("--output", "-o", metavar="RUN", help="The folder of the run. Default: runs/<name of IMAGES>."),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", parser=options.parse_count, metavar="N", help="Steps in all, resumed or not: 800k."),
+        typer.Option(
+            "--steps",
+            parser=options.parse_count,
+            metavar="N",
+            help="Total number of steps, also of a resumed run: 800000 or 800k. Default: the preset's.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
             metavar="NAME",
-            help=f"{', '.join(PRESETS)} or auto. auto: tiny without a GPU, else by the images' size.",
+            help=f"{', '.join(PRESETS)} or auto. auto takes tiny without a GPU, else the preset for the image size.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            parser=options.parse_count,
+            metavar="PIXELS",
+            help="The images become squares of this size. Default: chosen from the images.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", parser=options.parse_count, metavar="N", help="Images per step. Default: the preset's."
         ),
     ] = None,
     start_from: Annotated[
@@ -48,35 +79,59 @@ def train(
         typer.Option(
             "--from",
             metavar="MODEL",
-            help="Go on from the weights and the schedule of a model: a run, a model directory, org/name on the Hub.",
+            help="Fine-tune a model: a run, a model directory, or org/name on the Hugging Face Hub.",
         ),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=1, metavar="PIXELS", help="Images are made this size. Default: by the images."),
-    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue this run from its newest checkpoint, or start it.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Try a few steps and print the plan: model, memory, speed, time. Writes nothing."
+        ),
+    ] = False,
     channels: Annotated[
         int | None,
         typer.Option(
             "--channels",
             parser=options.parse_channels,
-            metavar="1|3",
-            help="1 gray, 3 RGB. Default: 1 if all images are gray.",
+            metavar="N",
+            help="1 for gray, 3 for RGB. Default: 1 if all images are gray.",
+            **_IMAGES,
         ),
     ] = None,
     fit: Annotated[
-        str | None, typer.Option("--fit", metavar="HOW", help="Non-square images: crop (default), pad or stretch.")
+        str | None,
+        typer.Option(
+            "--fit", metavar="NAME", help="How to make an image square: crop (default), pad or stretch.", **_IMAGES
+        ),
     ] = None,
     background: Annotated[
         str | None,
-        typer.Option("--background", metavar="COLOR", help="Behind transparency and padding. Default: white."),
+        typer.Option(
+            "--background",
+            metavar="COLOR",
+            help="The colour behind transparent pixels and of the padding: a name or #rrggbb. Default: white.",
+            **_IMAGES,
+        ),
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror half of the images at random (default). Not for digits or text."),
+        typer.Option(
+            "--flip/--no-flip",
+            help="Mirror half of the images at random (default). Use --no-flip for digits and text.",
+            **_IMAGES,
+        ),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="Images a step.")
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.", **_IMAGES)
+    ] = False,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", metavar="RATE", help="Learning rate of Adam after the warm-up. Default: the preset's.", **_TRAINING
+        ),
     ] = None,
     accumulate: Annotated[
         int | None,
@@ -84,11 +139,9 @@ def train(
             "--accumulate",
             parser=options.parse_count,
             metavar="N",
-            help="Put a batch through the network in N parts: as good, slower, and in less memory.",
+            help="Accumulate gradients over N parts of each batch. Takes less memory, and is slower.",
+            **_TRAINING,
         ),
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", metavar="RATE", help="Adam's learning rate after its warm-up.")
     ] = None,
     save_every: Annotated[
         int | None,
@@ -96,16 +149,25 @@ def train(
             "--save-every",
             parser=options.parse_count,
             metavar="N",
-            help="Steps between checkpoints; there is one every half hour at least.",
+            help="Steps between checkpoints. There is at least one every half hour.",
+            **_CHECKPOINTS,
         ),
     ] = None,
     sample_every: Annotated[
         int | None,
-        typer.Option("--sample-every", parser=options.parse_count, metavar="N", help="Steps between previews."),
+        typer.Option(
+            "--sample-every", parser=options.parse_count, metavar="N", help="Steps between previews.", **_CHECKPOINTS
+        ),
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--keep", parser=options.parse_count, metavar="N", help="Newest checkpoints that stay on disk."),
+        typer.Option(
+            "--keep",
+            parser=options.parse_count,
+            metavar="N",
+            help="Keep the N newest checkpoints. Default: 3.",
+            **_CHECKPOINTS,
+        ),
     ] = None,
     keep_every: Annotated[
         int | None,
@@ -113,28 +175,27 @@ def train(
             "--keep-every",
             parser=options.parse_count,
             metavar="N",
-            help="Also keep the checkpoints of every Nth step, for good.",
+            help="Also keep the checkpoint of every Nth step.",
+            **_CHECKPOINTS,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with this run from its newest checkpoint, or start it.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.")
-    ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves and previews for TensorBoard into RUN/tensorboard.")
-    ] = False,
-    dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print the plan: what is trained, its memory, speed and time. Tries it, writes nothing."
+            "--tensorboard", help="Write curves and previews to RUN/tensorboard for TensorBoard.", **_CHECKPOINTS
         ),
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Default: 0.", rich_help_panel="Common options")
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            metavar="N",
+            help="The same seed gives the same model. Default: 0.",
+            rich_help_panel="Common options",
+        ),
     ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -142,16 +203,17 @@ def train(
         bool,
         typer.Option(
             "--force",
-            help="Start anew; a run of that name is moved aside, not lost. With --resume: go on with other images.",
+            help="Start anew, and rename an existing run to RUN.old-1. With --resume: accept other images.",
             rich_help_panel="Common options",
         ),
     ] = False,
 ) -> None:
-    """Train a model on a folder of images (Algorithm 1).
+    """Train a model on your images (Algorithm 1).
 
-    Chooses what is not asked for from the images and the machine.
-    Ctrl-C saves a checkpoint and stops; --resume goes on.
-    Judge a run by the pictures in RUN/samples: the loss falls quickly to a few hundredths and then hardly moves.
+    Settings that you leave out are chosen from the images and the machine.
+    Ctrl-C saves a checkpoint and stops. --resume continues.
+    Judge a run by the pictures in RUN/samples: the loss soon stops falling,
+    while the pictures still get better.
     """
     asked: dict[str, dict[str, Any]] = {
         "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
@@ -176,13 +238,14 @@ def train(
     with process_group() as world:
         console = Console("train", as_json, quiet or not world.is_main)
         code = _train(request, world, console, device, precision, tensorboard, dry_run)
-    raise typer.Exit(code)  # only now: a run that was stopped is no error, and its processes part in order
+    raise typer.Exit(code)  # only now: a stopped run is no error, and the process group ends in order
 
 
 def _train(
     request: Request, world: World, console: Console, device: str, precision: str, tensorboard: bool, dry_run: bool
 ) -> int:
-    """Open the run, show it and train it, in every process. Returns the exit code."""
+    """Open the run, show its settings and train it, in every process. Returns the exit code."""
+    from ddpm_cli.cli.follow import finish, follow, header, show_plan
     from ddpm_cli.device import describe
     from ddpm_cli.training.run import open_run
     from ddpm_cli.training.tensorboard import require_tensorboard
@@ -192,12 +255,12 @@ def _train(
     with open_run(request, world, device, precision, dry_run, console.progress, console.warn) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
-            with console.bar("trying it", None):
+            with console.trial("trying a training step and a preview"):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.bar("trying the largest step", None):
+        with console.trial("trying the largest step and a preview"):
             run.begin()
         if world.is_main:
             header(console, run, machine)

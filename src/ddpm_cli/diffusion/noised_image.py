@@ -72,7 +72,10 @@ class Noised:
             if not 0 <= t <= schedule.num_train_timesteps:
                 raise ValueError(f"t={t}")
             return cls(x_t, t, int(about["seed"]), schedule)
-        except (SafetensorError, ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            *(SafetensorError, ModelError, KeyError, TypeError, ValueError, AttributeError),
+            *(OverflowError, RecursionError),
+        ) as error:
             raise DataError(
                 f"{name}: not a noised image ({type(error).__name__}: {error})",
                 "Make one with: ddpm noise IMG --t 300 --format safetensors",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.files import read_bytes
 from ddpm_cli.models.facts import words
 from ddpm_cli.models.recipe import recipe_in_words
 
@@ -17,26 +18,29 @@ __all__ = ["CARD", "PREVIEW", "is_generated", "model_card", "read_card"]
 
 CARD, PREVIEW = "README.md", "samples.png"  # files beside a model: the card, and the picture on it
 
+_LONGEST = 1_000_000  # bytes that are read of a card
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.S)
 _HYPERPARAMETERS = re.compile(r"^#+ [^\n]*hyper-?parameters[^\n]*$(?P<body>.*?)(?=^#|\Z)", re.M | re.S | re.I)
 _HYPERPARAMETER = re.compile(r"^[-*] +(?P<key>[A-Za-z][\w ]*): +(?P<value>\S.*)$", re.M)
 
 
 def read_card(folder: Path) -> dict[str, str]:
-    """What the card of a model in a folder tells of its training: data set, licence, its list of hyperparameters."""
+    """What the card of a model in a folder tells about its training: data set, licence, list of hyperparameters."""
     from huggingface_hub import ModelCard  # late: it takes a third of a second
 
     try:
-        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(folder / CARD)[:_LONGEST].decode(errors="replace").replace("\r\n", "\n")
     except OSError:
         return {}
     found: dict[str, str] = {}
     if _FRONT_MATTER.match(text):
-        with contextlib.suppress(Exception):  # metadata that is no YAML, or of other types, tells nothing
+        with contextlib.suppress(Exception):  # metadata that is not YAML is left out
             metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
             for key in ("license", "datasets", "base_model"):
-                if value := metadata.get(key):
-                    found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                value = metadata.get(key)
+                names = value if isinstance(value, list) else [value]
+                if names and all(isinstance(name, str) for name in names):  # YAML can unfold to any size
+                    found[key] = ", ".join(names)
     if section := _HYPERPARAMETERS.search(text):
         found |= {match["key"]: match["value"].strip() for match in _HYPERPARAMETER.finditer(section["body"])}
     return found
@@ -67,7 +71,7 @@ def model_card(
         how = f"fine-tuned from {base.split('@')[0]}" if base else "trained"
         on += f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})"
     where = address or "path/to/this/folder"
-    in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # which would be an error there
+    in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # diffusers raises an error on a list
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
@@ -99,7 +103,7 @@ def _digest(text: str) -> str:
 
 
 def is_generated(card: str) -> bool:
-    """Whether a model card is as `model_card` wrote it, in whatever version, and no hand has changed it."""
+    """Whether a model card is as `model_card` of any version wrote it, and nobody has changed it."""
     text, mark, rest = card.rpartition(_MARK.partition("{}")[0])
     return bool(mark) and rest.startswith(_digest(text))
 

@@ -1,4 +1,4 @@
-"""One address for a model: a folder or a file here, or a repository on the Hugging Face Hub -> the model's files."""
+"""From the address of a model (a folder, a file, a run, a repository on the Hugging Face Hub) to the model's files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_cli.errors import ModelError
+from ddpm_cli.data.cache import cache_folder
+from ddpm_cli.errors import DataError, ModelError
+from ddpm_cli.files import read_bytes, require_regular, write_file
 from ddpm_cli.hub_address import parse_name, parse_url
 from ddpm_cli.models.card import CARD
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
@@ -25,7 +27,7 @@ _OTHER_FORMATS = (".ckpt", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was found. files: relative to folder. origin: what to call it. address: finds it again."""
+    """A model that was found. files: relative to folder. origin: its name in messages. address: to find it again."""
 
     folder: Path
     files: ModelFiles
@@ -43,11 +45,11 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
 
     address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights beside
     its configuration; else `org/name[@revision]` on the Hub, or the URL of its page there. None: $DDPM_MODEL, else the
-    newest run under `runs`. quiet: no progress bars for downloads. weights: whether they are needed, or only what the
-    model is. Raises ModelError that says what was looked for.
+    newest run under `runs`. quiet: no progress bars for downloads. weights: whether to download them too.
+    Raises ModelError.
     """
     if address is not None and not address.strip():
-        raise ModelError("the model's address is empty", "Is a variable unset? Leave -m out for the newest run.")
+        raise ModelError("the model's address is empty", "Is a variable not set? Without -m it is the newest run.")
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
         return _on_disk(_newest(runs))
@@ -57,7 +59,9 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
         raise ModelError(
             f"{address}: not a model's page on the Hugging Face Hub", "Write https://huggingface.co/org/name."
         )
-    path = Path(address).expanduser()
+    path = Path(address)
+    with contextlib.suppress(RuntimeError):  # there is no such user
+        path = path.expanduser()
     if path.exists():
         return _on_disk(path)
     if found := parse_name(address):
@@ -97,7 +101,7 @@ def _beside(path: Path) -> Located:
     if re.search(r"-\d+-of-\d+\.", path.name):  # one shard stands for all of them
         return _on_disk(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{path}: there is no config.json beside it, so what network it is is not known")
+        raise ModelError(f"{path}: there is no config.json beside it, so its network is not known")
     return _located(folder, ModelFiles.in_folder(folder, path.name), str(path), str(path.resolve()))
 
 
@@ -117,11 +121,11 @@ def _newest(runs: Path) -> Path:
 
 
 def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Located:
-    """Download what is missing of a model, first what says whether it is one; without a network, what is there.
+    """Download what is missing of a model, its configuration first; without a network, use what is in the cache.
 
     Files stay in the Hub's own cache, under its rules and environment variables.
     """
-    # Imported late: it reads its environment at import, and takes a while.
+    # Imported late: it reads the environment when it is imported, and takes a while.
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -133,16 +137,16 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     check_token()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said below, once
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # errors are explained below, once
     quiet = quiet or are_progress_bars_disabled()
     at = f"{name}@{revision}" if revision else name
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
-            raise ModelError(f"{name}: the Hub answers with a commit {info.sha!r}, which is none")
+            raise ModelError(f"{name}: the Hub answers with {info.sha!r}, which is not a commit")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = ModelFiles.among(sizes).require_weights()
-        about = [RECIPE] if weights else [CARD, RECIPE]  # who does not need the weights asks what the model is
+        about = [RECIPE] if weights else [CARD, RECIPE]  # without the weights, the question is what the model is
         disable_progress_bars()  # for files of a few hundred bytes
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
         _verify(folder, files.small)
@@ -154,7 +158,8 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
             _verify(folder, [file])
     except GatedRepoError:
         raise ModelError(
-            f"{name}: access to this model must be asked for on the Hub", "Accept its terms there, then: hf auth login"
+            f"{name}: access to this model must be requested on the Hub",
+            "Accept its terms there, then run: hf auth login",
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
@@ -167,14 +172,14 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         raise ModelError(f"{at}: no such directory, and not a name on the Hub ({error})") from None
     except ModelError as error:
         raise ModelError(error.message if name in error.message else f"{name}: {error.message}", error.hint) from None
-    except Exception as error:  # besides its own, huggingface_hub lets through whatever the libraries below it raise
+    except Exception as error:  # huggingface_hub raises its own errors, and those of the libraries below it
         status = status_of(error)
         if (status is None or status == 429 or status >= 500) and (cached := _in_cache(name, revision, weights)):
             return cached
         reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
-        hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: what was fetched so far is kept."
+        hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that are complete are kept."
         if status in (401, 403):
-            hint = "The Hub does not let you in: hf auth login, or mend HF_TOKEN."
+            hint = "The Hub refuses your login: hf auth login, or correct HF_TOKEN."
         raise ModelError(
             f"{name}: not a directory here, and could not be fetched from the Hugging Face Hub ({reason})", hint
         ) from error
@@ -183,7 +188,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
 
 
 def check_token() -> None:
-    """Raises ModelError on a token that no request can carry: the HTTP library would print it in its complaint."""
+    """Raises ModelError on a token that no request can carry: the HTTP library would print it in its error."""
     from huggingface_hub import get_token
 
     try:
@@ -193,12 +198,12 @@ def check_token() -> None:
     if not re.fullmatch("[!-~]+", token):
         raise ModelError(
             "the token for the Hugging Face Hub is damaged: it has characters that no token has",
-            "hf auth login, or mend HF_TOKEN.",
+            "hf auth login, or correct HF_TOKEN.",
         )
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status with which the Hub answered, if an error, or what caused it, is such an answer."""
+    """The HTTP status of the Hub's answer, if an error or its cause is such an answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while error:
@@ -209,14 +214,14 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
-    """A model that was downloaded before, or None if it is not all there."""
+    """A model that was downloaded before, or None if it is not complete."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("unet/config.json", "config.json"):
         path = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(path, str):
             folder = Path(path).parents[file.count("/")]
-            with contextlib.suppress(ModelError):  # incomplete or damaged: then it is the network that is to blame
+            with contextlib.suppress(ModelError):  # incomplete or damaged: the error of the network is reported instead
                 files = ModelFiles.in_folder(folder)
                 if files.weights or not weights:
                     _verify(folder, [*files.small, *files.weights])
@@ -228,17 +233,23 @@ def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
 def _verify(folder: Path, names: Sequence[str]) -> None:
     """Compare files of the Hub's cache with their hashes, which huggingface_hub downloads but does not check.
 
-    The cache keeps a file under its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones.
+    The cache names a file after its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones. A
+    large one is read once; later only its size, times and place are compared with those that it had then.
     Raises ModelError on another hash, after removing the file.
     """
     for name in names:
         path = folder / name
-        if not path.is_symlink():  # a system without links: the name of the hash is not kept
+        if not path.is_symlink():  # a system without links, where nothing tells the hash
             continue
         blob = path.parent / path.readlink()
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
             continue
-        digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+        large = len(blob.name) == 64
+        record = cache_folder() / "verified" / blob.name
+        stamp = _stamp(blob)
+        if large and _recorded(record) == stamp:
+            continue
+        digest = hashlib.sha256() if large else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
         with blob.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
@@ -247,6 +258,23 @@ def _verify(folder: Path, names: Sequence[str]) -> None:
             for doomed in (path, blob, stored):
                 doomed.unlink(missing_ok=True)
             raise ModelError(
-                f"{name}: what was downloaded has not the hash that the Hub names",
+                f"{name}: what was downloaded does not have the hash that the Hub names",
                 "It was damaged on the way, and is removed. Try again.",
             )
+        if large:
+            with contextlib.suppress(DataError):  # a cache that cannot be written costs time, and nothing else
+                write_file(record, stamp, sync=False)
+
+
+def _stamp(blob: Path) -> bytes:
+    """What changes when somebody writes to a file or puts another one in its place. Raises OSError if it is gone."""
+    require_regular(blob)
+    status = blob.stat()
+    values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return " ".join(map(str, values)).encode()
+
+
+def _recorded(record: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return read_bytes(record)
+    return None

@@ -1,8 +1,9 @@
-"""Models as the field stores them: which files of a folder or a repository one is, and the network that is in them.
+"""Reading models in every layout that diffusers has written: which files of a folder or a repository belong to one,
+and the network in them.
 
-A model is a U-Net's configuration and weights, and a scheduler's configuration. Pipelines of diffusers keep them in
-unet/ and scheduler/; the first ones were flat, as google/ddpm-* are: side by side. What is read is read strictly: a
-setting that we cannot honour, a tensor too many or too few, is an error that names it.
+A model is a U-Net's configuration and weights, and a scheduler's configuration. A pipeline of diffusers has them in
+unet/ and scheduler/; the first ones, such as google/ddpm-*, have all in one folder. Everything is read strictly: a
+setting that we cannot honour, a missing tensor, and one too many are errors that name it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import ScheduleConfig, UNetConfig
+from ddpm_cli.config import ScheduleConfig, UNetConfig, require_match
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError
-from ddpm_cli.files import load_tensors, read_config, read_json
+from ddpm_cli.files import load_tensors, read_config, read_json, require_regular
 from ddpm_cli.nn.unet import UNet
 
 __all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_network", "read_weights"]
@@ -34,7 +35,7 @@ _SCHEDULER = "scheduler_config.json"
 _OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_PARTS = {"mid": "mid_block", "downsample_blocks": "down_blocks", "upsample_blocks": "up_blocks"}
 
-# Parts of a pipeline that give away what else it is.
+# Parts of a pipeline that show that it is another kind of model.
 _OTHERS = {
     "text_encoder": "draws images from text",
     "tokenizer": "draws images from text",
@@ -49,7 +50,7 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files that a model is, relative to a folder or a repository. weights: one, or the shards of one in order."""
+    """The files of a model, relative to a folder or a repository. weights: one file, or its shards in order."""
 
     config: str
     scheduler: str
@@ -121,9 +122,9 @@ def _pick_weights(names: Collection[str], part: str) -> tuple[str, ...]:
 
 
 def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleConfig]:
-    """What a model is, without its weights.
+    """The configurations of a model.
 
-    Raises ModelError if a file is missing or damaged, or if it is a model of another kind, and says of which.
+    Raises ModelError if a file is missing or damaged, or if it is another kind of model, and names the kind.
     """
     if files.index:
         for part, (library, name) in _parts(read_json(folder / files.index)).items():
@@ -131,21 +132,13 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
                 raise ModelError(f"{folder}: {_OTHERS[part]} ({name})", "ddpm runs unconditional models of pixels.")
     unet = read_config(UNetConfig, folder / files.config)
     schedule = read_config(ScheduleConfig, folder / files.scheduler)
-    if schedule.learns_variance != (unet.out_channels == 2 * unet.in_channels):
-        raise ModelError(
-            f"{folder / files.scheduler}: variance_type={schedule.variance_type!r} does not go with a U-Net from "
-            f"{unet.in_channels} to {unet.out_channels} channels",
-            "A learned variance needs twice the channels, and nothing else does.",
-        )
     try:
-        NoiseSchedule.from_config(schedule)
+        require_match(unet, schedule)
+        abar = NoiseSchedule.from_config(schedule).alphas_cumprod
     except ModelError as error:
         raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
-    if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
-        raise ModelError(
-            f"{folder / files.config}: knows {unet.num_train_timesteps} steps, and the schedule has "
-            f"{schedule.num_train_timesteps}"
-        )
+    if not abar[-1] > 0:
+        raise ModelError(f"{folder / files.scheduler}: nothing of an image is left before its last step")
     return unet, schedule
 
 
@@ -153,7 +146,7 @@ def read_model(folder: Path, files: ModelFiles, weights: str = "ema") -> tuple[U
     """Read a model; the network is float32 on the CPU, in eval mode.
 
     weights: "ema", the model itself; or "raw", the weights as the optimiser left them, which only a checkpoint has.
-    Raises ModelError if anything is missing, damaged, superfluous or not supported, and names it.
+    Raises ModelError, naming it, if anything is missing, damaged, not supported, or too much.
     """
     config, schedule = read_configs(folder, files)
     paths = [folder / name for name in files.require_weights().weights]
@@ -186,15 +179,19 @@ def read_network(config: UNetConfig, paths: Iterable[Path]) -> UNet:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickle of tensors and nothing else. Raises ModelError."""
-    if not path.is_file():
-        raise ModelError(f"{path}: is a folder, not a file of weights" if path.is_dir() else f"{path}: missing")
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}, so it holds no weights") from None
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle can fail in any way; weights_only keeps it from running code
+    except Exception as error:  # a damaged pickle can raise anything; weights_only keeps it from running code
         with path.open("rb") as file:
-            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # a zip with one in it, today; a bare one, formerly
+            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # in a zip today, a bare one in older files
         if is_pickle and isinstance(error, pickle.UnpicklingError):
             raise ModelError(
                 f"{path}: holds more than tensors, and reading it could run code; refused",
@@ -212,14 +209,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights under today's names, as float32 tensors of the expected shapes. source: what to call them in messages.
+    """Weights under today's names, as float32 tensors of the expected shapes. source: their name in messages.
 
-    Raises ModelError naming the first parameters that are missing, superfluous, or of another shape.
+    Raises ModelError naming the first parameters that are missing, too many, of another shape, or not finite.
     """
     found = _modern(tensors)
     for problem, names in (
         (f"lacks {{}} of the U-Net's {len(expected)} parameters", expected.keys() - found.keys()),
-        ("has {} parameters that the U-Net has not", found.keys() - expected.keys()),
+        ("has {} parameters that the U-Net does not have", found.keys() - expected.keys()),
     ):
         if names:
             raise ModelError(
@@ -233,11 +230,12 @@ def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], s
     ]
     if shapes:
         raise ModelError(f"{source}: {_some(shapes)}")
-    if broken := [name for name, value in sorted(found.items()) if not value.isfinite().all()]:
+    fitted = {name: found[name].to(torch.float32).view(like.shape) for name, like in expected.items()}
+    if broken := [name for name, value in sorted(fitted.items()) if not value.isfinite().all()]:
         raise ModelError(
             f"{source}: {_some(broken)} hold values that are not finite", "The training that made them has failed."
         )
-    return {name: found[name].to(torch.float32).view(expected[name].shape) for name in expected}
+    return fitted
 
 
 def _squeezed(value: Tensor) -> tuple[int, ...]:

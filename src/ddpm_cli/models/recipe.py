@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm_cli.config import RunConfig
+from ddpm_cli.files import parse_json, read_bytes
 
 __all__ = ["RECIPE", "read_recipe", "recipe", "recipe_in_words"]
 
@@ -18,7 +19,7 @@ RECIPE = "ddpm.json"  # a file beside a model
 def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, Any]:
     """How a model was trained, as JSON values: ddpm.json. No paths of the machine it was trained on.
 
-    name: what the data set is called. images: how many. step: steps done.
+    name: of the data set. images: how many. step: steps done.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key != "images"}
     return {
@@ -32,7 +33,7 @@ def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, An
 
 
 def _published(base: str | None) -> str | None:
-    """A model's address without the folders of the machine: org/name@commit as it is, a run's `cats, step-00010000`."""
+    """A model's address without folders of the machine: org/name@commit as it is; for a run `cats, step-00010000`."""
     if base is None or not Path(base).is_absolute():
         return base
     *_, run, checkpoints, name = ("", "", *Path(base).parts)
@@ -40,9 +41,8 @@ def _published(base: str | None) -> str | None:
 
 
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe for people. It comes from anywhere, so whatever it lacks is left out."""
-    parts = {key: values[key] if isinstance(values.get(key), dict) else {} for key in ("images", "train")}
-    images, train = parts["images"], parts["train"]
+    """A recipe for people, without what it lacks."""
+    images, train = values.get("images", {}), values.get("train", {})
     shown = {
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
         "data": _joined("{} images, {}", images.get("count"), images.get("name")),
@@ -63,9 +63,21 @@ def _joined(form: str, *values: object) -> str | None:
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe of the model in a folder, if it has one of ours: a damaged one, or another program's, is None."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    """The recipe of the model in a folder. None if it has none, or one that is damaged or of another program.
+
+    Values that no recipe of ours has, such as lists, are left out.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        values = parse_json(read_bytes(folder / RECIPE))
         if isinstance(values, dict) and all(isinstance(values.get(key), dict) for key in ("images", "train")):
-            return values
+            parts = {key: _plain(values[key]) for key in ("images", "train")}
+            return {key: parts.get(key, value) for key, value in values.items() if key in parts or _is_plain(value)}
     return None
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))

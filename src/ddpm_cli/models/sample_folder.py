@@ -1,17 +1,17 @@
-"""A folder of samples that can be filled in parts: image i of a seed is the file i.png, whoever draws it, and when."""
+"""A folder of samples that can be filled in parts: image i of a seed is always the same file, i.png."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.config import shown
 from ddpm_cli.distributed import restarted_in, sign
-from ddpm_cli.errors import DataError, DDPMError, LockedError
-from ddpm_cli.files import LOCK, PARTIAL, json_bytes, lock, write_file
+from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError
+from ddpm_cli.files import LOCK, PARTIAL, json_bytes, lock, read_json, write_file
 
 __all__ = ["RECORD", "image_name", "opened"]
 
@@ -24,32 +24,51 @@ def image_name(i: int) -> str:
 
 
 @contextmanager
-def opened(folder: Path, n: int, made_with: Mapping[str, Any], force: bool = False) -> Iterator[list[int]]:
-    """Fill a folder with images 0..n-1, and nobody else does meanwhile. Gives the numbers of those that are missing.
+def opened(
+    folder: Path,
+    n: int,
+    made_with: Mapping[str, Any],
+    force: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Iterator[list[int]]:
+    """Fill a folder with images 0..n-1, as the only process that does. Gives the numbers of those that are missing.
 
-    made_with: what an image depends on. A folder whose images were made otherwise is refused; or, with `force`, emptied
-    of them. Files appear whole, so one that is there is done. Raises DDPMError.
+    made_with: what an image depends on. A folder whose images were made differently is refused; or, with `force`, these
+    images are removed. Files appear whole, so a file that exists is done. warn: is told if the folder cannot be locked.
+    Raises DDPMError.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / LOCK, wait=False):
-            for leftover in folder.glob(f"{PARTIAL}*"):  # a killed process's
-                leftover.unlink(missing_ok=True)
-            if force and not restarted_in(folder / LOCK):  # torchrun calls the same command again
-                _clear(folder, n)
-            elif differences := _differences(folder / RECORD, made_with):
-                raise DDPMError(
-                    f"-o {folder}: holds samples that were made otherwise: {', '.join(differences)}",
-                    "Name another folder, or use --force to draw these anew.",
-                )
-            sign(folder / LOCK)
-            write_file(folder / RECORD, json_bytes(made_with))
-            there = {path.name for path in folder.iterdir()}
-            yield [i for i in range(n) if image_name(i) not in there]
-    except LockedError:
-        raise LockedError(f"-o {folder}: another process is drawing into it", "Wait for it, or name another.") from None
-    except OSError as error:
-        raise DataError(f"-o {folder}: {error.strerror}") from None
+    with ExitStack() as held:
+        try:
+            missing = _open(folder, n, made_with, force, warn, held)
+        except LockedError:
+            raise LockedError(
+                f"-o {folder}: another process is drawing into it", "Wait for it, or name another folder."
+            ) from None
+        except OSError as error:
+            raise DataError(f"-o {folder}: {error.strerror}") from None
+        yield missing
+
+
+def _open(
+    folder: Path, n: int, made_with: Mapping[str, Any], force: bool, warn: Callable[[str], None], held: ExitStack
+) -> list[int]:
+    """Lock a folder, check it, and list the images that it lacks. held: keeps the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not held.enter_context(lock(folder / LOCK, wait=False)):
+        warn(f"{folder}: cannot be locked here; do not let a second command draw into it at the same time")
+    for leftover in folder.glob(f"{PARTIAL}*"):  # from a process that was killed
+        leftover.unlink(missing_ok=True)
+    if force and not restarted_in(folder / LOCK):  # torchrun runs the same command again
+        _clear(folder, n)
+    elif differences := _differences(folder / RECORD, made_with):
+        raise DDPMError(
+            f"-o {folder}: holds samples that were made differently: {', '.join(differences)}",
+            "Name another folder, or use --force to draw these again.",
+        )
+    sign(folder / LOCK)
+    write_file(folder / RECORD, json_bytes(made_with))
+    there = {path.name for path in folder.iterdir() if path.stat().st_size}  # a power failure may leave empty files
+    return [i for i in range(n) if image_name(i) not in there]
 
 
 def _clear(folder: Path, n: int) -> None:
@@ -61,11 +80,11 @@ def _clear(folder: Path, n: int) -> None:
 
 
 def _differences(record: Path, made_with: Mapping[str, Any]) -> list[str]:
-    """What is not as a folder's record has it, in words."""
+    """How a folder's record differs from what is asked for, in words."""
     if not record.exists():
         return []
     try:
-        old = json.loads(record.read_text())
-        return [f"{key} {old.get(key)}, not {value}" for key, value in made_with.items() if old.get(key) != value]
-    except (ValueError, AttributeError):
+        old = read_json(record)
+    except ModelError:
         return [f"{record.name} is damaged"]
+    return [f"{key} {shown(old.get(key))}, not {value!r}" for key, value in made_with.items() if old.get(key) != value]

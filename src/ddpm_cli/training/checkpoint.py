@@ -1,6 +1,6 @@
 """Checkpoints of a run: what training goes on from, written whole or not at all, and checked when it is read.
 
-A checkpoint is a model directory with the averaged weights, and beside them training/ with what resuming needs.
+A checkpoint is a model directory with the averaged weights. Its folder training/ has what resuming needs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_cli.config import RunConfig
+from ddpm_cli.config import Count, RunConfig, Strict, between, shown
 from ddpm_cli.errors import DDPMError, ModelError
-from ddpm_cli.files import PARTIAL, json_bytes, load_tensors, new_directory, read_json, renew_file
+from ddpm_cli.files import (
+    PARTIAL,
+    json_bytes,
+    load_tensors,
+    new_directory,
+    read_bytes,
+    read_config,
+    read_json,
+    renew_file,
+    require_regular,
+)
 from ddpm_cli.models.card import CARD, PREVIEW
 from ddpm_cli.models.pipeline import save_model
 from ddpm_cli.models.pretrained import WEIGHTS
@@ -52,8 +62,18 @@ class Checkpoint:
     images: str  # fingerprint of the pack it trained on
 
 
+@dataclass(frozen=True)
+class _State(Strict):
+    """What training/state.json holds: the fields of a Checkpoint that are not tensors."""
+
+    step: Count
+    ema_updates: Annotated[int, between(0, 10**12)]
+    seconds: Annotated[float, between(0, 1e12)]
+    images: str
+
+
 def require_run(run: Path) -> None:
-    """Raises FileNotFoundError where a run's disk was taken away: what lies below it is no place for a run."""
+    """Raises FileNotFoundError if the folder of a run is gone, for example with its disk: nothing is written then."""
     if not run.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(run))
 
@@ -65,7 +85,7 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     """
     require_run(run)
     previews = sorted((run / "samples").glob("step-*[0-9].png"), key=lambda path: (len(path.name), path.name))
-    preview = previews[-1].read_bytes() if previews else None
+    preview = read_bytes(previews[-1]) if previews else None
     path = checkpoint_folder(run, saved.step)
     with new_directory(path) as partial:
         save_model(partial, saved.ema, config.unet, config.schedule, recipe, preview)
@@ -74,53 +94,63 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     return path
 
 
+# The files of a checkpoint beside those of its model.
+_RAW, _OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
+_STATE, _HASHES = "training/state.json", "training/hashes.json"
+_EMA = f"unet/{WEIGHTS}.safetensors"
+
+
 def _save_training(folder: Path, saved: Checkpoint) -> None:
     """Add training/ to a model directory: the raw weights, the optimiser's tensors, and the rest as JSON."""
-    training = folder / "training"
-    training.mkdir()
-    for name, tensors in (("raw", saved.raw), ("optimizer", saved.optimizer)):
-        save_file(tensors, training / f"{name}.safetensors", metadata={"format": "pt"})
+    (folder / "training").mkdir()
+    for name, tensors in ((_RAW, saved.raw), (_OPTIMIZER, saved.optimizer)):
+        save_file(tensors, folder / name, metadata={"format": "pt"})
     state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
-    (training / "state.json").write_bytes(json_bytes(state))
-    (training / "hashes.json").write_bytes(json_bytes(_hashes(folder)))
+    (folder / _STATE).write_bytes(json_bytes(state))
+    (folder / _HASHES).write_bytes(json_bytes(_hashes(folder)))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that a checkpoint is; not of its card and preview, which may change later."""
+    """SHA-256 of the files of a checkpoint, but not of its card and preview, which may change later."""
     files = (path for path in folder.rglob("*") if path.is_file())
     found = {path.relative_to(folder).as_posix(): path for path in files if path.name not in (CARD, PREVIEW)}
-    return {name: _hash(path) for name, path in sorted(found.items()) if name != "training/hashes.json"}
+    return {name: _hash(path) for name, path in sorted(found.items()) if name != _HASHES}
 
 
 def _hash(path: Path) -> str:
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(folder: Path) -> None:
     """Raises ModelError if a file of a checkpoint is not as it was written."""
-    for name, digest in read_json(folder / "training" / "hashes.json").items():
+    hashes = read_json(folder / _HASHES)
+    for name in (_RAW, _OPTIMIZER, _STATE, _EMA):
+        if name not in hashes:
+            raise ModelError(f"{folder / _HASHES}: is damaged: it lacks {name}")
+    for name, digest in hashes.items():
+        path = folder / name
         try:
-            if _hash(folder / name) != digest:
-                raise ModelError(f"{folder / name}: is damaged: it has not the hash that it was saved with")
-        except OSError as error:
-            raise ModelError(f"{folder / name}: cannot be read ({error.strerror})") from None
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ModelError(f"{folder / _HASHES}: is damaged: it names {shown(name)}, outside the checkpoint")
+            if _hash(path) != digest:
+                raise ModelError(f"{path}: is damaged: its hash is not the one that it was saved with")
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+            raise ModelError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+        except ValueError:
+            raise ModelError(f"{folder / _HASHES}: is damaged: {shown(name)} cannot be a file's name") from None
 
 
 def load_training(folder: Path) -> Checkpoint:
-    """Read what `save_training` and `save_model` wrote. Raises ModelError if something is missing or damaged."""
+    """Read what `save_checkpoint` wrote. Raises ModelError if something is missing or damaged."""
     _verify(folder)
-    training = folder / "training"
-    state = read_json(training / "state.json")
-    try:
-        return Checkpoint(
-            raw=load_tensors(training / "raw.safetensors"),
-            ema=load_tensors(folder / "unet" / f"{WEIGHTS}.safetensors"),
-            optimizer=load_tensors(training / "optimizer.safetensors"),
-            **state,
-        )
-    except TypeError as error:
-        raise ModelError(f"{training / 'state.json'}: {error}") from None
+    return Checkpoint(
+        **read_config(_State, folder / _STATE).to_dict(),
+        raw=load_tensors(folder / _RAW),
+        ema=load_tensors(folder / _EMA),
+        optimizer=load_tensors(folder / _OPTIMIZER),
+    )
 
 
 def begin_run(run: Path, config: RunConfig) -> None:
@@ -130,7 +160,7 @@ def begin_run(run: Path, config: RunConfig) -> None:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that it is not taken for the newest one any more."""
+    """Rename a damaged checkpoint, so that it no longer counts as the newest one."""
     with contextlib.suppress(OSError):
         checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
 
@@ -138,12 +168,12 @@ def set_aside(checkpoint: Path) -> None:
 def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove old checkpoints of a run, and what killed processes left half-written.
 
-    What stays are the newest `keep`, and those of every `keep_every`th step.
+    The newest `keep` stay, and those of every `keep_every`th step.
     """
     for path in checkpoints(run)[:-keep]:
         if keep_every and step_of(path) % keep_every == 0:
             continue
-        doomed = path.with_name(f".{path.name}.old")  # first out of sight: what has a final name is complete
+        doomed = path.with_name(f".{path.name}.old")  # renamed first: what has its final name is complete
         with contextlib.suppress(OSError):
             path.rename(doomed)
     _remove_halves(run)

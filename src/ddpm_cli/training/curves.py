@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_cli.errors import DataError
+from ddpm_cli.files import read_bytes
+from ddpm_cli.training.metrics import read_line
 
 __all__ = ["Chart", "charts", "draw", "read_metrics", "text"]
 
@@ -34,29 +36,24 @@ class Chart:
         return [(x, y) for x, y in pairs if y is not None and math.isfinite(y) and (y > 0 or not self.log)]
 
 
-def read_metrics(run: Path) -> list[dict[str, float | None]]:
-    """The lines of a run's metrics.jsonl, oldest first; half a line at its end is left out. Raises DataError."""
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, oldest first, without those that are damaged. Raises DataError."""
     path = run / "metrics.jsonl"
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        raise DataError(f"{run}: no run of ddpm train (it has no metrics.jsonl)") from None
-    found = []
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            found.append(values)
+        lines = read_bytes(path).splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{run}: not a run of ddpm train (it has no metrics.jsonl)") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    found = [values for line in lines if (values := read_line(line))]
     if not found:
         raise DataError(f"{path}: has no lines yet", "The first one comes after a few steps.")
     return found
 
 
-def charts(lines: Sequence[dict[str, float | None]]) -> list[Chart]:
+def charts(lines: Sequence[dict[str, Any]]) -> list[Chart]:
     """Loss (also by quarter of t), gradient norm, learning rate and speed over the steps."""
-    steps = [int(line["step"] or 0) for line in lines]
+    steps = [line["step"] for line in lines]
 
     def curves(**names: str) -> dict[str, list[float | None]]:
         return {shown: [line.get(key) for line in lines] for shown, key in names.items()}
@@ -126,7 +123,7 @@ def _panel(chart: Chart) -> Image.Image:
     (width, height), scale = _PANEL, 2  # drawn at twice the size and reduced, for smooth lines
     names = list(chart.curves)
     low, high = _range(chart, names)
-    first, last = 0, max(chart.steps[-1], 1)
+    first, last = 0, max(chart.steps)
     panel = Image.new("RGB", (scale * width, scale * height), "white")
     pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12 * scale)
     left, right = scale * _LEFT, scale * (width - _RIGHT)
@@ -167,7 +164,7 @@ def text(chart: Chart, columns: int = 60, rows: int = 6) -> str:
         return f"{chart.title}: no values yet"
     low, high = _range(chart, [name])
     up = _scale(low, high, chart.log)
-    last = max(chart.steps[-1], 1)
+    last = max(chart.steps)
     cells = [[0] * columns for _ in range(rows)]
     before: int | None = None
     heights: dict[int, list[float]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor
 from ddpm_cli.config import RunConfig
 from ddpm_cli.distributed import World
 from ddpm_cli.errors import TrainingError
-from ddpm_cli.files import renew_file
+from ddpm_cli.files import parse_json, read_bytes, renew_file
 from ddpm_cli.training.events import Progress
 
-__all__ = ["Done", "Window", "forget_after"]
+__all__ = ["Done", "Window", "forget_after", "read_line"]
 
 
 class Done(NamedTuple):
@@ -128,15 +127,39 @@ class Window:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that belong to steps which will be done again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        renew_file(path, "".join(f"{line}\n" for line in lines).encode())
+    """Drop the lines of a metrics.jsonl that belong to steps which will be done again, and those that are damaged.
 
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; a line that was cut off belongs to no step."""
+    A file that cannot be read stays as it is: it costs the curves, and never the run.
+    """
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        lines = read_bytes(path).splitlines(keepends=True)
+    except OSError:
+        return
+    kept = [line for line in lines if (values := read_line(line)) and values["step"] <= step]
+    renew_file(path, b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept))
+
+
+_NUMBERS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "lr", "grad_norm", "images_per_second", "seconds")
+_COLOURS = ("mean", "raw_mean", "data_mean")  # of previews: a number for each channel
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: its step, and what is sound of the rest. None if it is damaged or has no step."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or type(step := values.get("step")) is not int or not 0 < step <= 10**12:
+        return None
+    found = {key: value if _is_sound(value) else None for key, value in values.items() if key in _NUMBERS}
+    colours = {
+        key: value
+        for key, value in values.items()
+        if key in _COLOURS and isinstance(value, list) and len(value) in (1, 3) and all(map(_is_sound, value))
+    }
+    return {"step": step, **found, **colours}
+
+
+def _is_sound(value: object) -> bool:
+    """Whether a value is a number that a run can have: all of ours are 0 or more."""
+    return type(value) in (int, float) and (value == 0 or 1e-30 <= value <= 1e30)  # type: ignore[operator]

@@ -1,22 +1,28 @@
-"""Recipes: an architecture for any size of images, and the settings that it trains well with. No torch."""
+"""Presets: an architecture for any image size, and settings that it trains well with.
+
+`ddpm train --help` lists their names, so this module imports neither torch nor the configurations until a preset is
+used.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddpm_cli.config import ScheduleConfig, UNetConfig
 
 __all__ = ["FINE_TUNING", "PRESETS", "Preset"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: an architecture for any image size it divides, and the settings it trains well with."""
+    """An architecture for every image size that it divides, and the settings that it trains well with."""
 
     about: str
-    size: int | None  # pixels; None: the images' own size, up to 32
+    size: int | None  # pixels; None: the size of the images, up to 32
     channel_mult: tuple[int, ...]
     steps: int
     batch_size: int
@@ -29,18 +35,20 @@ class Preset:
     every: int = 10_000  # steps between checkpoints, and between previews
     smaller: str | None = None  # the preset to try where this one takes too long
     norm_num_groups: int = 32
-    attention_size: int = 16  # pixels; attention where the maps are nearest to this size
+    attention_size: int = 16  # pixels; the level whose feature maps are nearest to this size has attention
 
     @property
     def size_multiple(self) -> int:
-        """The image sizes that this architecture takes are the multiples of this many pixels."""
+        """The sides of the images must be a multiple of this many pixels."""
         return int(2 ** (len(self.channel_mult) - 1))
 
     def unet(self, size: int, channels: int) -> UNetConfig:
-        """The U-Net for images of `size` pixels and `channels` channels; whatever else the preset says.
+        """The U-Net for square images of `size` pixels and `channels` channels.
 
-        Raises UsageError if the levels do not divide the size.
+        Raises UsageError if the levels of the U-Net do not divide the size.
         """
+        from ddpm_cli.config import UNetConfig
+
         if size % self.size_multiple or size < self.size_multiple:
             raise UsageError(
                 f"--size {size} is not a multiple of {self.size_multiple}, which this preset needs",
@@ -63,18 +71,20 @@ class Preset:
 
     def schedule(self) -> ScheduleConfig:
         """The paper's schedule: T=1000, betas linear from 1e-4 to 0.02."""
+        from ddpm_cli.config import ScheduleConfig
+
         return ScheduleConfig(variance_type=self.variance_type)
 
 
-# How training goes on from the weights of another model, whose architecture it keeps: a shorter run, at a rate that
-# does not undo them, with batches as in the preset of its size.
+# Settings for fine-tuning, which keeps the model's architecture: fewer steps, and a learning rate low enough to keep
+# what the model has learned. The batch size is that of the preset for the model's image size.
 FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "every": 1000}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         about="1.3M parameters, minutes on two CPU cores",
         size=None,
-        channel_mult=(1, 2, 6),  # few channels where maps are large: twice as fast as even ones, and as good
+        channel_mult=(1, 2, 6),  # few channels where feature maps are large: twice as fast as 32·(1, 2, 2), and as good
         base_channels=16,
         layers_per_block=1,
         norm_num_groups=8,

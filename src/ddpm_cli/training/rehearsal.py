@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
-import resource
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_cli.data.pack import Pack
 from ddpm_cli.device import autocast, synchronize
-from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.loss import training_loss
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.models.ddpm import DDPM
-from ddpm_cli.training.trainer import PREVIEW_IMAGES, PREVIEW_STEPS, Trainer
+from ddpm_cli.training import previews
+from ddpm_cli.training.memory import free_memory, is_out_of_memory, needed_memory, peak_memory
+from ddpm_cli.training.trainer import Trainer
 
-__all__ = ["BlankPack", "Rehearsal", "measure", "rehearse", "total_memory"]
+__all__ = ["BlankPack", "Rehearsal", "measure", "rehearse"]
 
-# Copies of the parameters that are not in memory yet on a processor: Adam's moments before they are first written to.
-_MOMENTS, _GRADIENTS = 2, 1
-_SPARE = 1.4  # what a step was seen to need on a processor, over what is saved for the backward pass
-_SECONDS = 3.0  # that steps are timed for
+_SECONDS = 3.0  # that steps are timed for, and that one may take to be tried twice
+_FEW = 2  # images, of which the time of a whole step is estimated where that would take long
 
 
 class BlankPack(Pack):
@@ -49,7 +44,7 @@ class BlankPack(Pack):
 @dataclass(frozen=True)
 class Rehearsal:
     """first_step: where the run goes on. memory: bytes at the peak, of this process. steps_per_second: of training.
-    seconds: of what is left of the run, with its previews."""
+    seconds: of the rest of the run, with its previews."""
 
     first_step: int
     memory: int
@@ -57,36 +52,63 @@ class Rehearsal:
     seconds: float
 
 
-def rehearse(trainer: Trainer) -> None:
-    """Do what needs the most memory, and leave no trace of it. All processes must call it.
+class _Seconds(NamedTuple):
+    """What takes how long. step: of training, here. sample: one step of the sampler, of a preview's images."""
+
+    step: float
+    sample: float
+
+
+def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
+    """Do what needs the most memory, leave no trace of it, and plan the previews. All processes must call it.
 
     Raises TrainingError, with the parts and the size of a batch that would fit, if it does not.
     """
-    world, settings = trainer.world, trainer.config.train
-    rows = math.ceil(settings.batch_size / world.size)  # the same number in all, so that all try the same
-    parts = min(settings.accumulate, rows)
-    images = math.ceil(rows / parts)
-    if _fits(trainer, images):
-        return
-    message = f"out of memory: {images} images at a time do not fit on {trainer.device}"
-    while parts < rows:
-        parts = min(2 * parts, rows)
-        fewer = math.ceil(rows / parts)
-        if _fits(trainer, fewer):
-            smaller = max(1, settings.batch_size * fewer // images)
-            advice = f"--accumulate {parts} fits, and learns the same. --batch-size {smaller} fits too."
-            break
+    images, parts = _largest_part(trainer)
+    seconds = _require_memory(trainer, images, parts, compute=True)
+    if trainer.world.on_main(lambda: seconds.step < _SECONDS):  # the first time takes longer than the next ones
+        seconds = trainer.world.on_all(lambda: _try(trainer, images))
+    _plan_previews(trainer, _Seconds(seconds.step * parts, seconds.sample), sample_every_asked)
+
+
+def measure(trainer: Trainer, sample_every_asked: bool = False) -> Rehearsal:
+    """Find out the memory, the speed and the time of a run. All processes must call it.
+
+    The trainer is of no other use afterwards. On a processor where a step takes long it is not tried: its time is
+    estimated from a step of few images. Raises TrainingError as `rehearse` does.
+    """
+    images, parts = _largest_part(trainer)
+    slow = False
+    if trainer.device.type == "cpu":
+        _require_memory(trainer, images, parts, compute=False)
+        _try(trainer, _FEW)
+        few = _try(trainer, _FEW)
+        seconds = _Seconds(few.step * images * parts / _FEW, few.sample)
+        slow = trainer.world.on_main(lambda: seconds.step > _SECONDS)
+    if slow:
+        _plan_previews(trainer, seconds, sample_every_asked)
+        memory = peak_memory(trainer.device) + round(needed_memory(trainer, images))
+        rate = 1 / trainer.world.on_main(lambda: seconds.step)
     else:
-        advice = "Not even one does: a new run with a smaller --size or --preset needs less."
-    raise world.reported_once(TrainingError(message, advice))
+        rehearse(trainer, sample_every_asked)
+        rate = _steps_per_second(trainer)
+        copied = trainer.checkpoint_bytes if trainer.device.type == "cpu" else 0  # while a checkpoint is written
+        memory = peak_memory(trainer.device) + copied
+    settings, first = trainer.config.train, trainer.first_step
+    share = trainer.previews.share or 0.0
+    return Rehearsal(first, memory, rate, (settings.steps - first) / rate / (1 - share))
 
 
-def measure(trainer: Trainer) -> Rehearsal:
-    """Rehearse, and train for some seconds: the trainer is of no other use afterwards. All processes must call it."""
+def _largest_part(trainer: Trainer) -> tuple[int, int]:
+    """The most images that a process puts through its network at once, and in how many parts its batch goes."""
     settings = trainer.config.train
-    first = trainer.step
-    rehearse(trainer)
-    preview = min(PREVIEW_STEPS, trainer.schedule.T) * _sampler_seconds(trainer)
+    rows = math.ceil(settings.batch_size / trainer.world.size)  # the same number in all, so that all try the same
+    parts = min(settings.accumulate, rows)
+    return math.ceil(rows / parts), parts
+
+
+def _steps_per_second(trainer: Trainer) -> float:
+    """Train for some seconds."""
     trainer.unite()
     trainer.train_step()  # the first one is slow
     synchronize(trainer.device)
@@ -97,157 +119,83 @@ def measure(trainer: Trainer) -> Rehearsal:
         synchronize(trainer.device)
         steps += 1
         [enough] = trainer.world.any(trainer.world.is_main and time.perf_counter() - started > _SECONDS)
-    rate = steps / (time.perf_counter() - started)
-    previews = math.ceil(settings.steps / settings.sample_every) - first // settings.sample_every
-    copied = trainer.checkpoint_bytes if trainer.device.type == "cpu" else 0  # while a checkpoint is written
-    return Rehearsal(
-        first_step=first,
-        memory=_peak(trainer.device) + copied,
-        steps_per_second=rate,
-        seconds=(settings.steps - first) / rate + previews * 2 * preview,
-    )
+    return steps / (time.perf_counter() - started)
 
 
-def _fits(trainer: Trainer, images: int) -> bool:
-    """Whether every process can compute so many images at a time, and a preview with the gradients in memory."""
+def _plan_previews(trainer: Trainer, seconds: _Seconds, asked: bool) -> None:
+    """As the main process measured it."""
+    settings, T = trainer.config.train, trainer.schedule.T
+    cost = trainer.world.on_main(lambda: seconds.sample / seconds.step)
+    trainer.previews = previews.plan_previews(settings, trainer.first_step, T, cost, asked)
 
-    def fits_here() -> bool:
+
+def _require_memory(trainer: Trainer, images: int, parts: int, compute: bool) -> _Seconds:
+    """Raises TrainingError, with what would fit, if so many images at a time do not. Returns what that took."""
+    if seconds := _fits(trainer, images, compute):
+        return seconds
+    world, settings = trainer.world, trainer.config.train
+    rows = images * parts
+    message = f"out of memory: {images} images at a time do not fit on {trainer.device}"
+    advice = "Not even one does: a new run with a smaller --size or --preset needs less."
+    while parts < rows:
+        parts = min(2 * parts, rows)
+        fewer = math.ceil(rows / parts)
+        if _fits(trainer, fewer, compute):
+            smaller = max(1, settings.batch_size * fewer // images)
+            advice = f"--accumulate {parts} fits, and learns the same. --batch-size {smaller} fits too."
+            break
+    raise world.reported_once(TrainingError(message, advice))
+
+
+def _fits(trainer: Trainer, images: int, compute: bool) -> _Seconds | None:
+    """Whether every process can compute so many images at a time, and a preview with the gradients in memory.
+
+    compute: try it, and return what it took here; else ask only for the memory.
+    """
+
+    def fits_here() -> _Seconds | None:
         try:
-            _try(trainer, images)
+            _require_free(trainer, images)
+            return _try(trainer, images) if compute else _Seconds(0, 0)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            return False
-        finally:
-            trainer.optimizer.zero_grad(set_to_none=True)
-        return True
+            return None
 
-    fits = trainer.world.on_all(fits_here)
+    seconds = trainer.world.on_all(fits_here)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
-    return not trainer.world.any(not fits)[0]
+    [fails_somewhere] = trainer.world.any(seconds is None)
+    return None if fails_somewhere else seconds
 
 
-def _try(trainer: Trainer, images: int) -> None:
-    if trainer.device.type == "cpu" and (free := _free()) is not None and _need(trainer, images) > free:
-        raise MemoryError  # asking for it would succeed, and using it would have the process killed
-    x_0 = torch.zeros((images, *trainer.pack.shape), device=trainer.device)
-    trainer.backward(x_0, torch.zeros(images, dtype=torch.int64, device=trainer.device), torch.randn_like(x_0))
-    _sampler_seconds(trainer)
+def _require_free(trainer: Trainer, images: int) -> None:
+    """Raises MemoryError on a processor without the memory: asking would succeed, and using it kill the process."""
+    if trainer.device.type == "cpu":
+        free = free_memory()
+        if free is not None and needed_memory(trainer, images) > free:
+            raise MemoryError
+
+
+def _try(trainer: Trainer, images: int) -> _Seconds:
+    """A forward and a backward pass, and a step of a preview."""
+    try:
+        started = time.perf_counter()
+        x_0 = torch.zeros((images, *trainer.pack.shape), device=trainer.device)
+        trainer.backward(x_0, torch.zeros(images, dtype=torch.int64, device=trainer.device), torch.randn_like(x_0))
+        synchronize(trainer.device)
+        return _Seconds(time.perf_counter() - started, _sampler_seconds(trainer))
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def _sampler_seconds(trainer: Trainer) -> float:
     """How long a step of a preview takes."""
     model = DDPM(trainer.averaged, trainer.config.schedule)
-    x_T = torch.zeros(PREVIEW_IMAGES, *model.shape)
+    x_T = torch.zeros(previews.IMAGES, *model.shape)
     started = time.perf_counter()
     with autocast(trainer.device, trainer.dtype):
         for _ in model.sample_loop(x_T, steps=1, noise=lambda: x_T):
             pass
     synchronize(trainer.device)
     return time.perf_counter() - started
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "could not create a")  # the last is oneDNN
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
-
-
-def _need(trainer: Trainer, images: int) -> float:
-    """Bytes that training needs on a processor, besides those that the trainer has: an estimate.
-
-    What is kept for the backward pass is a part that does not depend on the images (weights in another precision), and
-    one that grows with them: seen from batches of two and of four.
-    """
-    two, four = (_kept(trainer, batch) for batch in (2, 4))
-    each = (four - two) / 2
-    copies = (_GRADIENTS + _MOMENTS) * sum(parameter.nbytes for parameter in trainer.parameters)
-    return trainer.checkpoint_bytes + copies + two - 2 * each + _SPARE * images * each
-
-
-def _kept(trainer: Trainer, images: int) -> int:
-    """Bytes that a forward pass keeps for the backward pass."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.parameters}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    x_0, t = torch.zeros((images, *trainer.pack.shape)), torch.zeros(images, dtype=torch.int64)
-    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with autocast(trainer.device, trainer.dtype), hooks:
-        loss = training_loss(Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule), x_0, t, x_0)
-    del loss  # not before: of what is freed the address may come again
-    return sum(kept.values())
-
-
-def _free() -> int | None:
-    """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
-    shared = [_in_meminfo("MemAvailable:")]
-    used_of = dict(_pairs(Path("/proc/self/status")))
-    own = []
-    for kind, key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY and key in used_of:
-            own.append(limit - used_of[key] * 1024)
-    for group in _control_groups():
-        most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
-        if most is not None and used is not None:
-            cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
-    return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
-
-
-def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the device has, and that this process may have; None if nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    sizes = [_in_meminfo("MemTotal:"), *(_number(group / "memory.max") for group in _control_groups())]
-    return min((size for size in sizes if size is not None), default=None)
-
-
-def _control_groups() -> Iterator[Path]:
-    """The folders of Linux's control groups that this process is in: a container's, a batch job's."""
-    root = Path("/sys/fs/cgroup")
-    for line in _lines(Path("/proc/self/cgroup")):
-        if line.startswith("0::/"):
-            group = root / line.removeprefix("0::/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
-
-
-def _in_meminfo(key: str) -> int | None:
-    return next((size * 1024 for name, size in _pairs(Path("/proc/meminfo")) if name == key), None)
-
-
-def _number(path: Path) -> int | None:
-    return next((int(line) for line in _lines(path) if line.isdigit()), None)  # `max` where there is no limit
-
-
-def _pairs(path: Path) -> Iterator[tuple[str, int]]:
-    for line in _lines(path):
-        match line.split():
-            case [key, number, *_] if number.isdigit():
-                yield key, int(number)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:  # no Linux, or an older one
-        return []
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes of the device's memory that this process has had at its peak."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

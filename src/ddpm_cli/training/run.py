@@ -100,20 +100,26 @@ class Run:
         """Train for some seconds and forget it: memory, speed and time of the run. It can not be trained afterwards."""
         found = checkpoints(self.folder) if self.resuming else []
         world = self.trainer.world
-        self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
-        return measure(self.trainer)
+        self.trainer.first_step = self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
+        return measure(self.trainer, self._sample_every_asked)
 
     def begin(self) -> None:
-        """Try the largest step, go back to the newest checkpoint, and make the run's folder. In every process."""
-        rehearse(self.trainer)
+        """Go back to the newest checkpoint, try the largest step, and make the run's folder. In every process."""
+        trainer, world = self.trainer, self.trainer.world
+        if self.resuming:
+            world.on_main(lambda: self._opening.restore(trainer))
+            trainer.first_step = world.on_main(lambda: trainer.step)
+        rehearse(trainer, self._sample_every_asked)
 
-        def on_main() -> None:
-            if self.resuming:
-                self._opening.restore(self.trainer)
+        def make() -> None:
             self._opening.make_folder(self.config, self.resuming)
-            _write_left_out(self.folder, self.trainer.pack)
+            _write_left_out(self.folder, trainer.pack)
 
-        self.trainer.world.on_main(on_main)
+        world.on_main(make)
+
+    @property
+    def _sample_every_asked(self) -> bool:
+        return "sample_every" in self._opening.request.train
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, after `begin`; see `Trainer.events`."""
@@ -219,7 +225,7 @@ class _Opening:
     ) -> None:
         """held: what the run holds on to until it ends."""
         self.folder = request.folder or Path("runs") / name_of(request.images)
-        self._request = request
+        self.request = request
         self._world = world
         self._where = where
         self._dry = dry
@@ -236,18 +242,18 @@ class _Opening:
         """The images that were named; finding them may take a while."""
         if self._source is None:
             with self._bar("looking for images") as progress:
-                self._source = open_sources(self._request.images, cache_folder(), progress)
+                self._source = open_sources(self.request.images, cache_folder(), progress)
         return self._source
 
     def decide(self) -> _Decision:
         """Decide everything about the run, and lock it. Raises DDPMError."""
-        self._request.check()
+        self.request.check()
         old = self._old_config()
         if old:
             config = self._resumed(old)
             base = None if checkpoints(self.folder) else self._locate(old.base)
         else:
-            base = self._locate(self._request.start_from)
+            base = self._locate(self.request.start_from)
             config = self._planned(base)
         config = replace(config, data=replace(config.data, images=self.source.address))
         _check_batch(config.train, self._world.size)
@@ -290,14 +296,14 @@ class _Opening:
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
         """The configuration of a new run. base: the model that it starts from."""
-        data, settings = dict(self._request.data), dict(self._request.train)
+        data, settings = dict(self.request.data), dict(self.request.train)
         with self._bar("reading headers") as progress:
             found = survey(self.source, progress)
         return plan_run(
             found,
             self.source.address,
             on_gpu=self._where.type != "cpu",
-            preset=self._request.preset or "auto",
+            preset=self.request.preset or "auto",
             size=data.pop("size", None),
             channels=data.pop("channels", None),
             steps=settings.pop("steps", None),
@@ -310,10 +316,10 @@ class _Opening:
 
     def _resumed(self, old: RunConfig) -> RunConfig:
         """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
-        preset, start_from = self._request.preset, self._request.start_from
+        preset, start_from = self.request.preset, self.request.start_from
         contradictions = [
             f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
-            for part, asked in (("data", self._request.data), ("train", self._request.train))
+            for part, asked in (("data", self.request.data), ("train", self.request.train))
             for key, value in asked.items()
             if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
         ]
@@ -326,7 +332,7 @@ class _Opening:
                 f"--resume: contradicts the run: {', '.join(contradictions)}",
                 "Leave these out to go on with the run, or start another with -o RUN.",
             )
-        free = {key: value for key, value in self._request.train.items() if key in TrainConfig.FREE}
+        free = {key: value for key, value in self.request.train.items() if key in TrainConfig.FREE}
         return replace(old, train=replace(old.train, **free))
 
     def packs(self, data: DataConfig) -> Pack:
@@ -343,7 +349,7 @@ class _Opening:
 
         def on_main() -> tuple[Path, str]:
             found.append(decode())
-            if self._request.strict:
+            if self.request.strict:
                 _require_all(found[0])
             return found[0].folder, found[0].fingerprint
 

@@ -23,19 +23,17 @@ from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
 from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
 from ddpm_cli.files import write_file
 from ddpm_cli.models import runs
-from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.nn.ema import EMA
 from ddpm_cli.nn.unet import UNet
-from ddpm_cli.rng import ImageNoise, seed_everything, training_noise
-from ddpm_cli.training import checkpoint
+from ddpm_cli.rng import seed_everything, training_noise
+from ddpm_cli.training import checkpoint, previews
 from ddpm_cli.training.checkpointer import Saver
 from ddpm_cli.training.events import Event, Finished, Logged, NotSaved, Previewed, Previewing
 from ddpm_cli.training.metrics import Done, Window, forget_after
+from ddpm_cli.training.previews import Previews
 
-__all__ = ["PREVIEW_IMAGES", "Trainer"]
+__all__ = ["Trainer"]
 
-PREVIEW_IMAGES = 16
-PREVIEW_STEPS = 100  # of the sampler: enough to judge by, a tenth of the time
 _EVENT_SECONDS = 0.25
 
 
@@ -66,6 +64,7 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         self.world = world or World()
+        self.first_step = 0  # where this part of the run began
         self.step = 0  # steps done
         self.seconds = 0.0  # spent in them
         self.schedule = NoiseSchedule.from_config(config.schedule)
@@ -92,6 +91,7 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+        self.previews = Previews.unmeasured(config.train, self.schedule.T)
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the samples that were drawn since the last line of metrics
         self._updating = False  # whether the weights are between two steps
@@ -123,7 +123,7 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
         self.ema.updates = saved.ema_updates
-        self.step = self.saver.saved = saved.step
+        self.first_step = self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
         return saved.images
 
@@ -229,14 +229,8 @@ class Trainer:
         return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
 
     def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
-        model = DDPM(unet, self.config.schedule)
-        noise = ImageNoise(self.config.train.seed, range(PREVIEW_IMAGES), model.shape)
         with autocast(self.device, self.dtype):
-            for step in model.sample_loop(noise(), steps=min(PREVIEW_STEPS, model.schedule.T), noise=noise):
-                if should_stop():
-                    return None
-                x_t = step.x_t
-        return images.to_uint8(x_t).cpu()
+            return previews.draw(unet, self.config.schedule, self.config.train.seed, self.previews.steps, should_stop)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, writing metrics, previews and checkpoints on the way.
@@ -277,7 +271,7 @@ class Trainer:
             done = self.step == settings.steps
             log = done or self.step % settings.log_every == 0
             save = done or self.step % settings.save_every == 0 or overdue
-            draw = done or self.step % settings.sample_every == 0
+            draw = done or self.previews.is_due(self.step)
             if log or save or draw or look:
                 synchronize(self.device)
             self.seconds += time.perf_counter() - started

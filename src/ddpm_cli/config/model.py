@@ -1,7 +1,6 @@
-"""Every setting, as frozen dataclasses that go to JSON and come back strictly. Knows nothing of torch.
+"""The settings of a model, field by field those of diffusers' configuration files, so that others read what we write.
 
-`UNetConfig` and `ScheduleConfig` are diffusers' own configuration files (`unet/config.json` and
-`scheduler/scheduler_config.json`), field by field, so that what we write is what the field reads.
+`UNetConfig` is `unet/config.json`, and `ScheduleConfig` is `scheduler/scheduler_config.json`.
 """
 
 from __future__ import annotations
@@ -9,18 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self
 
+from ddpm_cli.config.strict import Positive, Strict, between, one_of, shown
 from ddpm_cli.errors import ModelError
 
-__all__ = [
-    "DataConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-    "UNetConfig",
-]
+__all__ = ["DIFFUSERS_VERSION", "ImageSize", "ScheduleConfig", "UNetConfig", "require_match"]
+
+# What no model of today comes near. More would take all memory before anybody can see why.
+ImageSize = Annotated[int, between(1, 4096)]  # pixels, square
+_Channels = Annotated[int, between(1, 8192)]
+_Steps = Annotated[int, between(1, 1_000_000)]
+_Fraction = Annotated[float, between(0, 1)]
 
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
@@ -41,84 +40,48 @@ _OLD_UNET_KEYS = {
 _OLD_SCHEDULE_KEYS = {"timesteps": "num_train_timesteps"}
 
 
-class _Strict:
-    """`to_dict` and `from_dict` for a dataclass; a key nobody knows is an error, never dropped."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Raises ModelError naming the first key that is unknown."""
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(values) - known):
-            raise ModelError(
-                f"unknown setting {unknown[0]!r} in a {cls.__name__}", "Was this written by a newer version of ddpm?"
-            )
-        required = (f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)  # type: ignore[arg-type]
-        if missing := sorted(set(required) - set(values)):
-            raise ModelError(f"setting {missing[0]!r} is missing in a {cls.__name__}")
-        hints = get_type_hints(cls)
-        return cls(**{key: _typed(key, value, hints[key]) for key, value in values.items()})
-
-
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    """A JSON value as a field's type wants it: lists as tuples, 2.0 as 2. Raises ModelError on another type."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is tuple and isinstance(value, list | tuple):
-            return tuple(_typed(key, item, get_args(kind)[0]) for item in value)
-        if kind is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        if kind is float and type(value) is int:
-            return value
-        if get_origin(kind) is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-    raise ModelError(f"{key}={value!r} is no {getattr(hint, '__name__', hint)}")
-
-
 def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """Remove the keys for which only one behaviour is implemented, after checking that it is the one asked for."""
     rest = {k: v for k, v in values.items() if not k.startswith("_")}
     for key, allowed in fixed.items():
         if key in rest and rest.pop(key) not in allowed:
             raise ModelError(
-                f"{key}={values[key]!r} is not supported",
+                f"{key}={shown(values[key])} is not supported",
                 f"ddpm runs models with {key}={allowed[0]!r}.",
             )
     return rest
 
 
 @dataclass(frozen=True)
-class UNetConfig(_Strict):
+class UNetConfig(Strict):
     """The hyper-parameters of diffusers' UNet2DModel; the defaults are the CIFAR-10 model of the paper (Appendix B).
 
     A key that a file lacks takes diffusers' default, not ours: see `from_dict`.
     """
 
-    sample_size: int = 32
+    sample_size: ImageSize = 32
     in_channels: int = 3
     out_channels: int = 3  # twice in_channels if the variance is learned
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 256)
+    block_out_channels: tuple[_Channels, ...] = (128, 256, 256, 256)
     down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    layers_per_block: int = 2
-    dropout: float = 0.0
-    attention_head_dim: int | tuple[int, ...] | None = None  # None: a single head; several: one a level (ours alone)
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-6
-    downsample_padding: int = 0  # 0 pads right and bottom, as TensorFlow's SAME does
+    layers_per_block: Annotated[int, between(1, 64)] = 2
+    dropout: _Fraction = 0.0
+    attention_head_dim: int | tuple[int, ...] | None = None  # None: a single head; a list: one a level (ours alone)
+    norm_num_groups: _Channels = 32
+    norm_eps: _Fraction = 1e-6
+    downsample_padding: Annotated[int, one_of(0, 1)] = 0  # 0 pads right and bottom, as TensorFlow's SAME does
     flip_sin_to_cos: bool = False
-    freq_shift: int = 1
-    mid_block_scale_factor: float = 1
-    resnet_time_scale_shift: str = "default"  # or scale_shift
+    freq_shift: Annotated[int, one_of(0, 1)] = 1
+    mid_block_scale_factor: Positive = 1
+    resnet_time_scale_shift: Annotated[str, one_of("default", "scale_shift")] = "default"
     add_attention: bool = True  # in the middle block
-    attn_norm_num_groups: int | None = None  # of that attention; None: as elsewhere, or no norm under scale_shift
-    downsample_type: str = "conv"  # or resnet: how blocks with attention change the resolution
-    upsample_type: str = "conv"
-    time_embedding_type: str = "positional"  # or learned: a table with a row a step
-    time_embedding_dim: int | None = None  # None: 4 block_out_channels[0]
-    num_train_timesteps: int | None = None  # rows of that table
+    attn_norm_num_groups: _Channels | None = None  # of that attention; None: as elsewhere, or no norm under scale_shift
+    downsample_type: Annotated[str, one_of("conv", "resnet")] = "conv"  # how blocks with attention change the size
+    upsample_type: Annotated[str, one_of("conv", "resnet")] = "conv"
+    time_embedding_type: Annotated[str, one_of("positional", "learned")] = "positional"  # learned: a row a step
+    time_embedding_dim: Annotated[int, between(1, 65536)] | None = None  # None: 4 block_out_channels[0]
+    num_train_timesteps: _Steps | None = None  # rows of that table
 
     # Keys of UNet2DModel for which we run only the value that unconditional DDPMs use.
     _FIXED = {  # noqa: RUF012
@@ -141,38 +104,34 @@ class UNetConfig(_Strict):
     _DOWN_BLOCKS = frozenset(("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"))
     _UP_BLOCKS = frozenset(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"))
 
-    # What diffusers' EMAModel leaves among them; it says how the weights were averaged, which is over.
+    # Keys that diffusers' EMAModel leaves here. They tell how the weights were averaged, which is done.
     _IGNORED = frozenset(
         ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.block_out_channels)
-        counts = ("sample_size", "layers_per_block", "norm_num_groups")
-        for key, count in [*((key, getattr(self, key)) for key in counts), ("block_out_channels", levels)]:
-            if count < 1:
-                raise ModelError(f"{key} must be 1 at least")
+        if not levels:
+            raise ModelError("block_out_channels is empty")
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ModelError("block_out_channels, down_block_types and up_block_types must have the same length")
         for blocks, known in ((self.down_block_types, self._DOWN_BLOCKS), (self.up_block_types, self._UP_BLOCKS)):
             for kind in blocks:
                 if kind not in known:
-                    raise ModelError(f"U-Net block type {kind!r} is not supported", _why_not(kind))
+                    raise ModelError(f"U-Net block type {shown(kind)} is not supported", _why_not(kind))
         if self.in_channels not in (1, 3):
             raise ModelError(
                 f"in_channels={self.in_channels}: ddpm makes gray (1) and RGB (3) images",
                 "Models of other channels mostly draw the latents of another network.",
             )
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
-            raise ModelError(f"a U-Net from {self.in_channels} to {self.out_channels} channels is no DDPM")
-        for key, allowed in (
-            ("resnet_time_scale_shift", ("default", "scale_shift")),
-            ("downsample_type", ("conv", "resnet")),
-            ("upsample_type", ("conv", "resnet")),
-            ("time_embedding_type", ("positional", "learned")),
-        ):
-            if (value := getattr(self, key)) not in allowed:
-                raise ModelError(f"{key}={value!r} is not supported", _why_not(value))
+            raise ModelError(f"a U-Net from {self.in_channels} to {self.out_channels} channels is not a DDPM")
+        if self.sample_size % self.size_multiple:
+            raise ModelError(
+                f"sample_size={self.sample_size}: is not a multiple of {self.size_multiple}, "
+                f"so {levels} levels cannot halve the image"
+            )
         if self.time_embedding_type == "learned" and not self.num_train_timesteps:
             raise ModelError("time_embedding_type='learned' needs num_train_timesteps")
         pairs = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
@@ -183,6 +142,10 @@ class UNetConfig(_Strict):
                 raise ModelError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
             if attention and not 0 < head_dim <= channels:
                 raise ModelError(f"attention heads of {head_dim} channels do not fit into {channels}")
+        if self.block_out_channels[-1] % (self.attn_norm_num_groups or 1):
+            raise ModelError(f"attn_norm_num_groups={self.attn_norm_num_groups}: does not divide the channels")
+        if self.time_embedding_type == "positional" and self.block_out_channels[0] // 2 <= self.freq_shift:
+            raise ModelError(f"block_out_channels: {self.block_out_channels[0]} are too few to embed the time in")
 
     @property
     def head_dims(self) -> tuple[int, ...]:
@@ -204,7 +167,7 @@ class UNetConfig(_Strict):
         """Read a UNet2DModel's config.json. Raises ModelError on a key or a value we cannot honour."""
         name = values.get("_class_name", "UNet2DModel")
         if name not in ("UNet2DModel", "UNetUnconditionalModel"):
-            raise ModelError(f"its network is a {name}, not a UNet2DModel", _why_not(name))
+            raise ModelError(f"its network is a {shown(name)}, not a UNet2DModel", _why_not(name))
         if values.get("num_class_embeds") is not None or values.get("class_embed_type") is not None:
             raise ModelError("it is class-conditional, and ddpm runs unconditional models")
         values = {_OLD_UNET_KEYS.get(key, key): value for key, value in values.items() if key not in cls._IGNORED}
@@ -218,7 +181,7 @@ class UNetConfig(_Strict):
         size = rest.get("sample_size")
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
-                raise ModelError(f"sample_size={list(size)}: ddpm makes square images")
+                raise ModelError(f"sample_size={shown(list(size))}: ddpm makes square images")
             rest["sample_size"] = size[0]
         elif size is None:
             raise ModelError("sample_size is missing, so the size of the images is not known")
@@ -240,31 +203,34 @@ def _why_not(kind: object) -> str | None:
     return "ddpm runs the unconditional UNet2DModel of diffusers." if "Model" in text else None
 
 
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")  # see `schedule.make_betas`
+# sigma_t^2 of the reverse process. fixed_small: beta~_t, fixed_large: beta_t (Section 3.2 of the paper).
+# learned: the network's second half of channels is the variance itself, as diffusers reads it. learned_range: it is the
+# place of the logarithm between log beta~_t (-1) and log beta_t (1) (Nichol and Dhariwal 2021, Eq. 15).
+_VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
+# epsilon: the noise (the paper). sample: the clean image x_0.
+# v_prediction: sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022).
+_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
 @dataclass(frozen=True)
-class ScheduleConfig(_Strict):
-    """The noise schedule, and what the network says of a step, as diffusers' DDPMScheduler writes them."""
+class ScheduleConfig(Strict):
+    """The noise schedule, and what the network predicts, as diffusers' DDPMScheduler writes them."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"  # see BETA_SCHEDULES
-    trained_betas: tuple[float, ...] | None = None  # replaces the four above
-    variance_type: str = "fixed_small"  # see VARIANCE_TYPES
-    prediction_type: str = "epsilon"  # see PREDICTION_TYPES
+    num_train_timesteps: _Steps = 1000
+    beta_start: _Fraction = 1e-4
+    beta_end: _Fraction = 0.02
+    beta_schedule: Annotated[str, one_of(*_BETA_SCHEDULES)] = "linear"
+    trained_betas: tuple[_Fraction, ...] | None = None  # replaces the four above
+    variance_type: Annotated[str, one_of(*_VARIANCE_TYPES)] = "fixed_small"
+    prediction_type: Annotated[str, one_of(*_PREDICTION_TYPES)] = "epsilon"
     clip_sample: bool = True  # predictions of x_0, to [-clip_sample_range, clip_sample_range]
-    clip_sample_range: float = 1.0
+    clip_sample_range: Positive = 1.0
     thresholding: bool = False  # instead of clipping: dynamic thresholding (Saharia et al. 2022, Section 2.3)
-    dynamic_thresholding_ratio: float = 0.995  # the quantile of |x_0| that is taken for its range
-    sample_max_value: float = 1.0  # and the largest that this range may be
+    dynamic_thresholding_ratio: _Fraction = 0.995  # the quantile of |x_0| that is taken for its range
+    sample_max_value: Positive = 1.0  # and the largest that this range may be
 
-    BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")  # `schedule.make_betas` has them
-    # sigma_t^2 of the reverse process. fixed_small: beta~_t, fixed_large: beta_t (Section 3.2 of the paper).
-    # learned: the network's second half of channels is the variance itself (as diffusers reads it); learned_range: it
-    # says where between log beta~_t (-1) and log beta_t (1) its logarithm lies (Nichol and Dhariwal 2021, Eq. 15).
-    VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
-    # epsilon: the noise (the paper). sample: the clean image x_0.
-    # v_prediction: sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022).
-    PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+    PREDICTION_TYPES = _PREDICTION_TYPES
 
     _FIXED = {  # noqa: RUF012
         "rescale_betas_zero_snr": (False,),
@@ -285,15 +251,7 @@ class ScheduleConfig(_Strict):
     )
 
     def __post_init__(self) -> None:
-        for key, allowed in (
-            ("beta_schedule", self.BETA_SCHEDULES),
-            ("variance_type", self.VARIANCE_TYPES),
-            ("prediction_type", self.PREDICTION_TYPES),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ModelError(f"{key}={getattr(self, key)!r} is not supported", f"ddpm knows {', '.join(allowed)}.")
-        if self.num_train_timesteps < 1:
-            raise ModelError(f"num_train_timesteps={self.num_train_timesteps}: there must be one at least")
+        super().__post_init__()
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ModelError(f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} steps")
 
@@ -314,7 +272,7 @@ class ScheduleConfig(_Strict):
             values = {key: value for key, value in values.items() if key in known}
         elif name != "DDPMScheduler":
             raise ModelError(
-                f"its scheduler is a {name}, so it is no denoising diffusion probabilistic model",
+                f"its scheduler is a {shown(name)}, so it is not a denoising diffusion probabilistic model",
                 "ddpm runs models with the discrete noise schedule of a DDPMScheduler.",
             )
         rest = _drop_fixed(values, cls._FIXED)
@@ -332,63 +290,15 @@ class ScheduleConfig(_Strict):
         return header | super().to_dict() | spacing
 
 
-@dataclass(frozen=True)
-class DataConfig(_Strict):
-    """What the training images are and what is made of them."""
-
-    images: str  # a folder or a file, absolute, or the address of a data set on the Hub
-    size: int  # pixels, square
-    channels: int  # 1 gray, 3 RGB
-    fit: str = "crop"  # crop | pad | stretch: how an image that is not square becomes square
-    background: str = "white"  # what shows through transparent pixels, and fills the borders of fit=pad
-    flip: bool = True  # mirror half of the images at random
-
-
-@dataclass(frozen=True)
-class TrainConfig(_Strict):
-    """Algorithm 1 and what surrounds it."""
-
-    steps: int  # in all, resumed or not
-    batch_size: int
-    lr: float  # Adam's, after the warm-up
-    accumulate: int = 1  # parts in which a batch goes through the network
-    lr_warmup: int = 5000  # steps over which lr rises linearly from 0
-    ema_decay: float = 0.9999
-    grad_clip: float = 1.0  # largest norm of the gradient
-    seed: int = 0
-    save_every: int = 10_000  # steps between checkpoints
-    sample_every: int = 10_000  # steps between previews
-    log_every: int = 100  # steps between lines of metrics.jsonl
-    keep: int = 3  # newest checkpoints that stay on disk
-    keep_every: int | None = None  # and those of every so many steps
-
-    # What may differ between the parts of a resumed run: it changes when and where, never what is learned.
-    FREE = ("steps", "save_every", "sample_every", "keep", "keep_every", "accumulate")
-
-
-@dataclass(frozen=True)
-class RunConfig(_Strict):
-    """All that is needed to repeat a run: the run's `config.json`."""
-
-    version: str  # of ddpm, that started it
-    preset: str
-    data: DataConfig
-    train: TrainConfig
-    unet: UNetConfig
-    schedule: ScheduleConfig
-    base: str | None = None  # the model whose weights it started from, by its address
-
-    def to_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name).to_dict() for name in ("data", "train", "unet", "schedule")}
-        return {"version": self.version, "preset": self.preset, "base": self.base} | parts
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        kinds: dict[str, type[_Strict]] = {
-            "data": DataConfig,
-            "train": TrainConfig,
-            "unet": UNetConfig,
-            "schedule": ScheduleConfig,
-        }
-        parts = {name: kind.from_dict(values[name]) for name, kind in kinds.items() if name in values}
-        return super().from_dict({**values, **parts})
+def require_match(unet: UNetConfig, schedule: ScheduleConfig) -> None:
+    """Raises ModelError if a schedule does not belong to a network."""
+    if schedule.learns_variance != (unet.out_channels == 2 * unet.in_channels):
+        raise ModelError(
+            f"variance_type={schedule.variance_type!r} does not go with a U-Net from {unet.in_channels} to "
+            f"{unet.out_channels} channels",
+            "A learned variance needs twice the channels, and nothing else does.",
+        )
+    if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
+        raise ModelError(
+            f"the network knows {unet.num_train_timesteps} steps, and the schedule has {schedule.num_train_timesteps}"
+        )

@@ -1,0 +1,19 @@
+"""Every setting, as frozen dataclasses that go to JSON and come back strictly. Knows nothing of torch."""
+
+from ddpm_cli.config.model import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig, require_match
+from ddpm_cli.config.run import DataConfig, RunConfig, TrainConfig
+from ddpm_cli.config.strict import Count, Strict, between, shown
+
+__all__ = [
+    "DIFFUSERS_VERSION",
+    "Count",
+    "DataConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Strict",
+    "TrainConfig",
+    "UNetConfig",
+    "between",
+    "require_match",
+    "shown",
+]

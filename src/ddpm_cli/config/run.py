@@ -1,0 +1,83 @@
+"""The settings of a training run: its `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ddpm_cli.config.model import ImageSize, ScheduleConfig, UNetConfig, require_match
+from ddpm_cli.config.strict import Check, Count, Positive, Strict, at_least, between, one_of
+from ddpm_cli.errors import ModelError
+
+__all__ = ["DataConfig", "RunConfig", "TrainConfig"]
+
+
+def _is_colour(text: str) -> bool:
+    from PIL import ImageColor  # imported late: `ddpm --help` does not need it
+
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class DataConfig(Strict):
+    """What the training images are and what is made of them."""
+
+    images: str  # a folder or a file, absolute, or the address of a data set on the Hub
+    size: ImageSize
+    channels: Annotated[int, one_of(1, 3)]  # gray or RGB
+    fit: Annotated[str, one_of("crop", "pad", "stretch")] = "crop"  # how an image that is not square becomes square
+    background: Annotated[str, Check(_is_colour, "a colour")] = "white"  # behind transparency, and around fit=pad
+    flip: bool = True  # mirror half of the images at random
+
+
+@dataclass(frozen=True)
+class TrainConfig(Strict):
+    """Algorithm 1 and what surrounds it."""
+
+    steps: Count  # in all, resumed or not
+    batch_size: Count
+    lr: Positive  # Adam's, after the warm-up
+    accumulate: Count = 1  # parts in which a batch goes through the network
+    lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0
+    ema_decay: Annotated[float, between(0, 1)] = 0.9999
+    grad_clip: Positive = 1.0  # largest norm of the gradient
+    seed: Annotated[int, at_least(0)] = 0
+    save_every: Count = 10_000  # steps between checkpoints
+    sample_every: Count = 10_000  # steps between previews
+    log_every: Count = 100  # steps between lines of metrics.jsonl
+    keep: Count = 3  # newest checkpoints that stay on disk
+    keep_every: Count | None = None  # and those of every so many steps
+
+    # What may differ between the parts of a resumed run: it changes when and where, never what is learned.
+    FREE = ("steps", "save_every", "sample_every", "keep", "keep_every", "accumulate")
+
+
+@dataclass(frozen=True)
+class RunConfig(Strict):
+    """All that is needed to repeat a run."""
+
+    version: str  # of ddpm, that started it
+    preset: str
+    data: DataConfig
+    train: TrainConfig
+    unet: UNetConfig
+    schedule: ScheduleConfig
+    base: str | None = None  # the model whose weights it started from, by its address
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, here, there in (
+            ("size", self.data.size, self.unet.sample_size),
+            ("channels", self.data.channels, self.unet.in_channels),
+        ):
+            if here != there:
+                raise ModelError(f"data: {name}={here}: the network (unet) is made for {there}")
+        require_match(self.unet, self.schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).to_dict() for name in ("data", "train", "unet", "schedule")}
+        return {"version": self.version, "preset": self.preset, "base": self.base} | parts

@@ -1,0 +1,87 @@
+"""Previews: samples that a run draws on its way, from the same noise every time, in a small part of its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ddpm_cli.config import ScheduleConfig, TrainConfig
+from ddpm_cli.data import images
+from ddpm_cli.models.ddpm import DDPM
+from ddpm_cli.nn.unet import UNet
+from ddpm_cli.rng import ImageNoise
+
+__all__ = ["IMAGES", "Previews", "draw", "plan_previews"]
+
+IMAGES = 16
+_SHARE = 0.05  # of a run's time, at most, that previews take
+_MOST, _GOOD, _LEAST = 100, 50, 20  # steps of the sampler: all that help, enough to judge by, enough to see something
+
+
+@dataclass(frozen=True)
+class Previews:
+    """When a run draws previews, besides the last one at its end. every: training steps. steps: of the sampler.
+
+    share: the part of the run's time that they take, in [0, 1]; None if it was not measured.
+    """
+
+    every: int
+    steps: int
+    share: float | None = None
+
+    @classmethod
+    def unmeasured(cls, settings: TrainConfig, T: int) -> Previews:
+        return cls(settings.sample_every, min(_MOST, T))
+
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0
+
+
+def plan_previews(settings: TrainConfig, first_step: int, T: int, cost: float, asked: bool) -> Previews:
+    """Fit the previews of a run into their share of its time: first in fewer steps of the sampler, then fewer of them.
+
+    cost: seconds of one step of the sampler, of `IMAGES` images, over those of a training step. asked: `sample_every`
+    was asked for, so it stays. The last preview is always drawn, in `_LEAST` steps of the sampler at least.
+    """
+    left = max(1, settings.steps - first_step)
+    room = _SHARE / (1 - _SHARE) * left / cost  # steps of the sampler, in all; a preview takes two samples of them
+    every = settings.sample_every
+
+    def count() -> int:
+        return max(1, settings.steps // every - first_step // every + (settings.steps % every != 0))
+
+    while not asked and count() > 1 and room / (2 * count()) < min(_GOOD, T):
+        every += settings.sample_every
+    steps = max(min(_LEAST, T), min(_MOST, T, int(room / (2 * count()))))
+    spent = 2 * steps * count() * cost
+    return Previews(every, steps, spent / (left + spent))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def draw(unet: UNet, schedule: ScheduleConfig, seed: int, steps: int, should_stop: Callable[[], bool]) -> Tensor | None:
+    """Sample the images of a preview: (IMAGES, C, H, W) uint8 on the CPU; None if it was asked to stop before.
+
+    should_stop: is asked before every layer, since one step of the sampler may take a slow machine many seconds.
+    """
+
+    def check(module: torch.nn.Module, args: object) -> None:
+        if should_stop():
+            raise _StoppedError
+
+    model = DDPM(unet, schedule)
+    noise = ImageNoise(seed, range(IMAGES), model.shape)
+    hook = register_module_forward_pre_hook(check)
+    try:
+        *_, last = model.sample_loop(noise(), steps=steps, noise=noise)
+    except _StoppedError:
+        return None
+    finally:
+        hook.remove()
+    return images.to_uint8(last.x_t).cpu()

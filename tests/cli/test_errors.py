@@ -1,0 +1,66 @@
+"""Help, wrong usage, and failures of any command."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (("paint",), "paint"),
+        (("sample", "--frobnicate"), "--frobnicate"),
+        (("sample", "--n", "many"), "--n"),
+        (("sample", "--n", "1.5"), "1.5"),
+        (("sample", "-o", "a.bmp9"), ".bmp9"),
+        (("sample", "--json", "-o", "-"), "--json"),
+        (("sample", "--weights", "best"), "--weights best"),
+        (("train",), "images"),
+        (("train", ".", "--fit", "fold"), "--fit fold"),
+        (("train", ".", "--lr", "-1"), "--lr"),
+        (("train", ".", "--lr", "nan"), "--lr"),
+        (("train", ".", "--steps", "inf"), "--steps"),
+        (("train", ".", "--steps", "5kk"), "--steps"),
+        (("noise", "a.png", "-o", "a.safetensors"), "--format safetensors"),
+        (("train", ".", "--channels", "2"), "--channels"),
+        (("noise", "a.png", "--t", "1001"), "--t 1001"),
+        (("noise", "a.png", "--t", "ten"), "--t ten"),
+        (("noise", "a.png", "--format", "gif"), "--format gif"),
+        (("noise", "a.png", "--format", "safetensors", "--t", "1,2"), "--t"),
+        (("denoise-trace", "--show", "all"), "--show all"),
+        (("denoise-trace", "--frames", "1"), "--frames"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):
+    code, out, err = cli(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err
+    assert names in err
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (("sample",), "no trained run"),
+        (("sample", "-m", "nowhere"), "nowhere"),
+        (("train", "nowhere"), "nowhere"),
+        (("train", "nowhere", "--resume"), "nowhere"),
+        (("noise", "none.png"), "none.png"),
+        (("noise", "."), "."),
+        (("denoise-trace", "none.png"), "none.png"),
+    ],
+)
+def test_failures_exit_1_and_leave_nothing(cli, tmp_path, args, names):
+    code, out, err = cli(*args, "-o", "result.png" if args[0] != "train" else "run")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert names in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()  # a cache that is a file: decoding fails in a way that has no message of its own
+    code, _, err = cli("train", digits)
+    assert (code, err.startswith("Error: "), "Traceback" in err) == (1, True, False)
+    monkeypatch.setenv("DDPM_DEBUG", "1")
+    with pytest.raises(OSError, match="cache"):
+        cli("train", digits)

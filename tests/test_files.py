@@ -1,0 +1,179 @@
+"""Files and folders: they are written whole or not at all, nothing is lost, and no file can hang a command."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli import files
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.errors import DataError, LockedError, ModelError
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a folder by one with this text in it."""
+    with files.new_directory(path) as partial:
+        (partial / "file").write_text(text)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["exchanged", "renamed"])
+def way(request, monkeypatch) -> str:
+    """Both ways to replace a folder: in one step, and in two where the system has no such step."""
+    if request.param == "renamed":
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    return request.param
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, way):
+    with pytest.raises(OSError, match="No such file"), files.new_directory(tmp_path / "model") as partial:
+        (partial / "half").rename(partial / "whole")
+    assert list(tmp_path.iterdir()) == []
+    for text in ("old", "new"):
+        put(tmp_path / "model", text)
+        assert tree(tmp_path) == {"model/file": text}
+
+
+def test_two_folders_are_exchanged_in_one_step_here(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "file").touch()
+    if not files._exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this system cannot do that")
+    assert (tmp_path / "b" / "file").exists()
+    assert not files._exchange(tmp_path / "a", tmp_path / "none")
+
+
+def test_a_block_that_fails_leaves_the_old_folder(tmp_path, way):
+    put(tmp_path / "model", "old")
+    with pytest.raises(RuntimeError), files.new_directory(tmp_path / "model"):
+        raise RuntimeError
+    assert tree(tmp_path) == {"model/file": "old"}
+
+
+def failing_renames(monkeypatch, *endings: str) -> None:
+    """Renaming fails for what has one of these endings."""
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(endings):
+            raise OSError(28, "No space left on device", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", failing)
+
+
+def test_a_new_folder_that_cannot_get_its_name_costs_nothing(tmp_path, monkeypatch):
+    put(tmp_path / "model", "old")
+    failing_renames(monkeypatch, ".partial")
+    with pytest.raises(OSError, match="No space left"):
+        put(tmp_path / "model", "new")
+    assert tree(tmp_path) == {"model/file": "old"}
+
+
+def test_where_nothing_can_be_renamed_any_more_both_folders_stay(tmp_path, monkeypatch):
+    put(tmp_path / "model", "old")
+    failing_renames(monkeypatch, ".partial", ".old")
+    with pytest.raises(DataError) as caught:
+        put(tmp_path / "model", "new")
+    kept = tree(tmp_path)
+    assert sorted(kept.values()) == ["new", "old"]
+    assert all(str((tmp_path / name).parent) in caught.value.message for name in kept)
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path, way):
+    put(tmp_path / "there" / "model", "old")
+    (tmp_path / "link").symlink_to("there/model")
+    put(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path / "there") == {"model/file": "new"}
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="the folder you are in"):
+        put(Path(), "new")
+
+
+def test_only_files_that_cannot_be_made_again_wait_for_the_disk(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    files.write_file(tmp_path / "a.png", b"1", sync=False)
+    assert waits == []
+    files.write_file(tmp_path / "config.json", b"2")
+    assert len(waits) == 2  # the file, and its name
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"1", "config.json": b"2"}
+
+
+def test_a_file_that_is_the_same_is_not_written(tmp_path):
+    path = tmp_path / "file"
+    files.renew_file(path, b"1")
+    before = path.stat()
+    files.renew_file(path, b"1")
+    assert path.stat().st_ino == before.st_ino
+    files.renew_file(path, b"2")
+    assert path.read_bytes() == b"2"
+
+
+def test_a_lock_is_held_by_one(tmp_path, monkeypatch):
+    with files.lock(tmp_path / "lock") as held, pytest.raises(LockedError), files.lock(tmp_path / "lock", wait=False):
+        pass
+    assert held
+
+    def flock(handle, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with files.lock(tmp_path / "lock") as held:
+        assert not held
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read"),
+        (b"{", "cannot be read"),
+        (b'{"a": "\xff"}', "cannot be read"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b"[]", "not a JSON object"),
+        (b"1" * 5000, "cannot be read"),
+        (b"null", "not a JSON object"),
+    ],
+)
+def test_what_is_not_json_is_named(tmp_path, content, said):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        files.read_json(path)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert said in caught.value.message
+
+
+def read_schedule(path: Path) -> ScheduleConfig:
+    return files.read_config(ScheduleConfig, path)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.load_tensors, read_schedule])
+def test_only_regular_files_are_read(tmp_path, read):
+    """A pipe would wait for a writer, and a device may have no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "itself").symlink_to("itself")
+    for name, said in [
+        ("pipe", "is a pipe or a device"),
+        ("zero", "is a pipe or a device"),
+        ("folder", "is a folder"),
+        ("itself", "symbolic link"),
+        ("none", ""),
+    ]:
+        with pytest.raises(ModelError) as caught:
+            read(tmp_path / name)
+        assert caught.value.message.startswith(f"{tmp_path / name}: ")
+        assert said in caught.value.message

@@ -1,0 +1,66 @@
+"""Checkpoints that are damaged, edited, kept and removed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.models import runs
+
+RUN = Path("run")
+NAMES = ["raw.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors", "state.json"]
+
+
+@pytest.fixture(autouse=True)
+def _run(quick_run):
+    """A finished run, with checkpoints at steps 2 and 4, that may be damaged."""
+    shutil.copytree(quick_run, RUN)
+
+
+def files_of(step: int) -> dict[str, Path]:
+    folder = RUN / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"), [*((flip, name) for name in NAMES), (cut, NAMES[0]), (Path.unlink, NAMES[1])]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(cli, digits, damage, name):
+    whole = files_of(4)["raw.safetensors"].read_bytes()
+    damage(files_of(4)[name])
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "4", "--precision", "fp32")
+    assert code == 0, err
+    assert name in err
+    assert "step-00000004 is damaged, and set aside; going on from step-00000002" in err
+    assert "resuming at step 2" in err
+    assert (RUN / "checkpoints" / "damaged-step-00000004").is_dir()
+    assert files_of(4)["raw.safetensors"].read_bytes() == whole  # the steps that were lost come out the same
+
+
+def test_a_card_that_was_edited_is_no_damage(cli, digits):
+    files_of(4)["README.md"].write_text("my own words")
+    assert "damaged" not in cli("train", digits, "-o", RUN, "--resume", "--steps", "5")[2]
+
+
+def test_where_all_are_damaged_nothing_is_touched(cli, digits):
+    for step in (2, 4):
+        flip(files_of(step)["raw.safetensors"])
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "6")
+    assert code == 1
+    assert "none of its checkpoints can be read" in err
+    assert [path.name for path in runs.checkpoints(RUN)] == ["step-00000002", "step-00000004"]
+
+
+def test_every_kth_checkpoint_stays(cli, digits):
+    assert cli("train", digits, "-o", RUN, "--resume", "--steps", 14, "--keep", 2, "--keep-every", 4)[0] == 0
+    assert [runs.step_of(path) for path in runs.checkpoints(RUN)] == [4, 8, 12, 14]
