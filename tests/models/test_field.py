@@ -430,7 +430,7 @@ def test_what_lies_in_the_place_of_weights_is_named(course, tmp_path):
     assert "a pointer of Git LFS" in said
     assert "git lfs pull" in said
     edit(course / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_end=2.0)
-    assert "scheduler_config.json: betas must be" in refusal(course)
+    assert "scheduler_config.json: beta_end=2.0: must be between 0 and 1" in refusal(course)
 
 
 def test_one_shard_stands_for_all(course):
