@@ -1,6 +1,7 @@
 """Data sets of the Hub, through the real library `datasets`, from a server on 127.0.0.1."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from ddpm_cli.data.sources import open_source
 from ddpm_cli.errors import DataError
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture
@@ -58,6 +61,32 @@ def test_a_table_with_a_column_of_images(cli, hub, tmp_path):
     code, out, err = cli("train", "hf://org/table", *options)
     assert (code, out) == (0, "runs/table\n"), err
     assert "2 in hf://org/table, 1 left out" in err
+
+
+def test_rows_that_name_files_of_this_machine(hub, tmp_path):
+    """Whoever wrote the table chose the paths: none may block, be endless, or be too large."""
+    (tmp_path / "good.png").write_bytes(png(10))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(5 * 2**30)
+    paths = [*(str(tmp_path / f"{name}.png") for name in ("good", "pipe", "empty", "sparse", "gone")), "/dev/zero"]
+    features = datasets.Features({"picture": datasets.Image()})
+    rows = {"picture": [{"bytes": None, "path": path} for path in paths]}
+    folder = tmp_path / "paths" / "data"
+    folder.mkdir(parents=True)
+    table = pyarrow.table(rows, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, folder / "train-00000-of-00001.parquet")
+    hub.add("datasets/org/paths", tmp_path / "paths")
+    pack = pack_of("hf://org/paths")
+    assert pack[torch.arange(len(pack))].float().mean((1, 2, 3)).tolist() == [10]
+    assert dict(pack.left_out) == {
+        "train/1": "not a file but a folder, pipe or device",
+        "train/2": "is empty",
+        "train/3": "too large for an image (5.0 GiB)",
+        "train/4": "no such file",
+        "train/5": "not a file but a folder, pipe or device",
+    }
 
 
 def test_a_folder_of_images_and_a_revision(hub, tmp_path):

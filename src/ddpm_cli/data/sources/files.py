@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import IO
 
 from ddpm_cli.data.images import IMAGE_SUFFIXES
-from ddpm_cli.data.sources.source import Source, check_size
+from ddpm_cli.data.sources.source import Source, open_file
 from ddpm_cli.data.work import OnProgress, in_threads
 from ddpm_cli.errors import DataError
 from ddpm_cli.text import printable
@@ -48,12 +47,7 @@ class Files(Source):
             return name, "missing"
 
     def open(self, name: str) -> IO[bytes]:
-        path = self._root / name
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never answer, and /dev/zero never end
-            raise DataError("not a file but a folder, pipe or device")
-        check_size(status.st_size)
-        return path.open("rb")
+        return open_file(self._root / name)
 
 
 def in_folder(path: str, root: Path, progress: OnProgress) -> Source:

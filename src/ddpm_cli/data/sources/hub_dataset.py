@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import IO, Any
 
-from ddpm_cli.data.sources.source import Source, check_size
+from ddpm_cli.data.sources.source import Source, check_size, open_file
 from ddpm_cli.data.work import OnProgress
 from ddpm_cli.errors import DataError
 from ddpm_cli.hub_address import HubAddress, parse_url
@@ -55,7 +55,7 @@ class HubDataset(Source):
         if image is None:
             raise DataError("there is no image in this row")
         if image["bytes"] is None:
-            return Path(image["path"]).open("rb")
+            return open_file(Path(image["path"]))  # whoever wrote the table chose the path
         check_size(len(image["bytes"]))
         return io.BytesIO(image["bytes"])
 

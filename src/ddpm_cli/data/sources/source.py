@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -9,7 +10,7 @@ from ddpm_cli.data.images import IMAGE_SUFFIXES
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError
 
-__all__ = ["LARGEST", "Source", "check_size", "could_be_image"]
+__all__ = ["LARGEST", "Source", "check_size", "could_be_image", "open_file"]
 
 LARGEST = 2**30  # bytes of a file; those with more than Pillow's largest image are no images
 
@@ -54,3 +55,12 @@ def check_size(size: int) -> None:
         raise DataError("is empty")
     if size > LARGEST:
         raise DataError(f"too large for an image ({size / 2**30:.1f} GiB)")
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file of this machine that may be an image. Raises OSError, and DataError if it cannot be one."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would never answer, and /dev/zero never end
+        raise DataError("not a file but a folder, pipe or device")
+    check_size(status.st_size)
+    return path.open("rb")
