@@ -9,7 +9,6 @@ import socket
 import struct
 import tarfile
 import threading
-import time
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -22,12 +21,13 @@ import torch
 from PIL import Image
 
 from ddpm_cli.config import DataConfig
-from ddpm_cli.data import images
+from ddpm_cli.data import images, pack
 from ddpm_cli.data.pack import Pack, open_pack
 from ddpm_cli.data.sources import open_source
 from ddpm_cli.data.survey import survey
 from ddpm_cli.errors import DataError
 from ddpm_cli.text import printable
+from processes import GUARD
 
 Image.init()
 
@@ -486,25 +486,27 @@ def test_a_file_that_is_named_is_refused_by_name():
             images.decode(data, name)
 
 
-def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+def test_large_images_are_not_decoded_all_at_once(monkeypatch):
     """A hundred files of some kilobytes, on a hundred cores, must not need a hundred gigabytes."""
     load, alone, all_there = images.load, threading.Lock(), threading.Barrier(8)
 
     def by_itself(*args: object) -> Image.Image:
         assert alone.acquire(blocking=False)
-        time.sleep(0.01)
-        alone.release()
-        return load(*args)
+        try:
+            return load(*args)
+        finally:
+            alone.release()
 
     def together(*args: object) -> Image.Image:
-        all_there.wait(timeout=30)
+        all_there.wait(timeout=GUARD)
         return load(*args)
 
     Path("large").mkdir()
     for i in range(8):
         Path(f"large/{i}.png").write_bytes(PNG)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    for largest, how, background in ((SIDE * SIDE - 1, by_itself, "white"), (SIDE * SIDE, together, "black")):
-        monkeypatch.setattr("ddpm_cli.data.pack._LARGE", largest)
+    monkeypatch.setattr("ddpm_cli.data.work.usable_cpus", lambda: 8)
+    one = SIDE * SIDE * 2 * pack._PIXEL_BYTES  # bytes of free memory that one image takes up
+    for free, how, background in ((2 * one - 1, by_itself, "white"), (8 * one, together, "black")):
+        monkeypatch.setattr("ddpm_cli.data.pack.free_memory", lambda free=free: free)
         monkeypatch.setattr("ddpm_cli.data.images.load", how)
         assert len(pack_of(Path("large"), background=background)) == 8

@@ -54,27 +54,6 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     assert "Not even one" in (caught.value.hint or "")
 
 
-def test_memory_of_the_machine_and_its_containers(tmp_path, monkeypatch):
-    total = memory.total_memory(torch.device("cpu"))
-    free = memory.free_memory()
-    if total is None or free is None:
-        pytest.skip("this system does not tell")
-    assert 0 < free <= total
-    group = tmp_path / "group"
-    group.mkdir()
-    for name, text in {
-        "memory.max": "1000000",
-        "memory.current": "700000",
-        "memory.stat": "file 250000\ninactive_file 200000",
-    }.items():
-        (group / name).write_text(f"{text}\n")
-    monkeypatch.setattr(memory, "_control_groups", lambda: [group])
-    assert memory.total_memory(torch.device("cpu")) == 1_000_000
-    assert memory.free_memory() == 500_000
-    (group / "memory.max").write_text("max\n")
-    assert memory.total_memory(torch.device("cpu")) == total
-
-
 def test_a_step_that_takes_long_is_not_tried_for_a_plan(tmp_path, monkeypatch):
     """Its time is estimated from few images, and its memory from what they keep."""
     trainer = trainer_of(tmp_path, batch_size=400, accumulate=2)

@@ -11,9 +11,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data import images
 from ddpm_cli.data.sources.source import Source
 from ddpm_cli.data.survey import without_warnings
-from ddpm_cli.data.work import OnProgress, in_threads, silent
+from ddpm_cli.data.work import Budget, OnProgress, in_threads, silent
 from ddpm_cli.errors import DataError
 from ddpm_cli.files import lock, new_directory
+from ddpm_cli.machine import free_memory
 from ddpm_cli.text import printable
 
 __all__ = ["Pack", "open_pack"]
@@ -38,7 +38,8 @@ __all__ = ["Pack", "open_pack"]
 _PACK_VERSION = 3
 _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**18  # pixels that are written, and summed in 64 bits, at once
-_LARGE = 2**26  # pixels; more have few photographs
+_PIXEL_BYTES = 16  # that decoding takes for each pixel of the file; measured: 9 to 16, by the kind of the image
+_PIXELS = 2**28  # decoded at once where the system does not tell how much memory is free
 
 
 class Pack:
@@ -160,20 +161,17 @@ class _Failure(NamedTuple):
 
 def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnProgress) -> None:
     """Decode everything into a folder that gets its name when it is complete."""
+    # A file of some kilobytes may unfold into gigabytes, in every thread: they share one half of the free memory.
+    free = free_memory()
+    budget = Budget(_PIXELS if free is None else free // 2 // _PIXEL_BYTES)
 
     def decode(name: str) -> bytes | _Failure:
         try:
-            with source.open(name) as file, images.open_image(file) as image, turn(image):
+            with source.open(name) as file, images.open_image(file) as image, budget.spend(math.prod(image.size)):
                 pixels = images.load(image, config.channels, config.background)
                 return images.planes(images.fit(pixels, config.size, config.fit, config.background))
         except Exception as error:  # Pillow's plugins, zipfile and what it unpacks with raise anything
             return _Failure(printable(images.reason(error)), images.disk_failed(error))
-
-    one = threading.Lock()
-
-    def turn(image: Image.Image) -> contextlib.AbstractContextManager[object]:
-        """Large images are decoded one at a time: each takes gigabytes, and a small file may unfold into one."""
-        return one if image.width * image.height > _LARGE else contextlib.nullcontext()
 
     source.scan(progress)
     tag = folder.parent.parent / "CACHEDIR.TAG"

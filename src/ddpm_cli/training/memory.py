@@ -1,17 +1,15 @@
-"""Memory: what training needs, what there is, and what was used."""
+"""Memory: what training needs, what its device has, and what was used."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ddpm_cli import machine
 from ddpm_cli.device import autocast
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import training_loss
@@ -19,7 +17,7 @@ from ddpm_cli.diffusion.loss import training_loss
 if TYPE_CHECKING:
     from ddpm_cli.training.trainer import Trainer
 
-__all__ = ["free_memory", "is_out_of_memory", "needed_memory", "peak_memory", "total_memory"]
+__all__ = ["is_out_of_memory", "needed_memory", "peak_memory", "total_memory"]
 
 # Copies of the parameters that a processor has not allocated yet: Adam's moments appear when they are first written.
 _MOMENTS, _GRADIENTS = 2, 1
@@ -62,63 +60,13 @@ def _kept(trainer: Trainer, images: int) -> int:
     return sum(kept.values())
 
 
-def free_memory() -> int | None:
-    """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
-    shared = [_in_meminfo("MemAvailable:")]
-    used_of = dict(_pairs(Path("/proc/self/status")))
-    own = []
-    for kind, key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY and key in used_of:
-            own.append(limit - used_of[key] * 1024)
-    for group in _control_groups():
-        most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
-        if most is not None and used is not None:
-            cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
-    return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
-
-
 def total_memory(device: torch.device) -> int | None:
     """Bytes of memory that the device has, and that this process may have; None if nobody says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    sizes = [_in_meminfo("MemTotal:"), *(_number(group / "memory.max") for group in _control_groups())]
-    return min((size for size in sizes if size is not None), default=None)
-
-
-def _control_groups() -> Iterator[Path]:
-    """The folders of Linux's control groups that this process is in: a container's, a batch job's."""
-    root = Path("/sys/fs/cgroup")
-    for line in _lines(Path("/proc/self/cgroup")):
-        if line.startswith("0::/"):
-            group = root / line.removeprefix("0::/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
-
-
-def _in_meminfo(key: str) -> int | None:
-    return next((size * 1024 for name, size in _pairs(Path("/proc/meminfo")) if name == key), None)
-
-
-def _number(path: Path) -> int | None:
-    return next((int(line) for line in _lines(path) if line.isdigit()), None)  # `max` where there is no limit
-
-
-def _pairs(path: Path) -> Iterator[tuple[str, int]]:
-    for line in _lines(path):
-        match line.split():
-            case [key, number, *_] if number.isdigit():
-                yield key, int(number)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:  # no Linux, or an older one
-        return []
+    return machine.total_memory()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -14,9 +14,10 @@ from torch import Tensor
 from ddpm_cli.data.pack import Pack
 from ddpm_cli.device import autocast, synchronize
 from ddpm_cli.errors import TrainingError
+from ddpm_cli.machine import free_memory
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.training import previews
-from ddpm_cli.training.memory import free_memory, is_out_of_memory, needed_memory, peak_memory
+from ddpm_cli.training.memory import is_out_of_memory, needed_memory, peak_memory
 from ddpm_cli.training.trainer import Trainer
 
 __all__ = ["BlankPack", "Rehearsal", "measure", "rehearse"]

@@ -1,0 +1,95 @@
+"""What this process may use of its machine: processors and memory, within the limits of containers and batch jobs."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["free_memory", "total_memory", "usable_cpus"]
+
+_MY_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cpus() -> int:
+    """The number of processors that this process may use, at least 1.
+
+    It counts those that the process may run on (its affinity). The processor time that its control groups allow, as in
+    `docker run --cpus 1.5`, is rounded up.
+    """
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    return max(1, min(counts + [math.ceil(quota) for quota in _cpu_quotas()]))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """The processor time per second that each control group allows, where it has a limit."""
+    for group in _control_groups():
+        match " ".join(_lines(group / "cpu.max")).split():
+            case [quota, period] if quota.isdigit():
+                yield int(quota) / int(period)
+    for group in _control_groups("cpu"):
+        quota_us, period_us = (_number(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota_us and period_us:  # the quota is -1 where there is no limit
+            yield quota_us / period_us
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
+    shared = [_in_meminfo("MemAvailable:")]
+    used_of = dict(_pairs(Path("/proc/self/status")))
+    own = []
+    for kind, key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY and key in used_of:
+            own.append(limit - used_of[key] * 1024)
+    for group in _control_groups():
+        most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
+        if most is not None and used is not None:
+            cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
+            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that the machine has, and that this process's containers may have; None if nobody says."""
+    sizes = [_in_meminfo("MemTotal:"), *(_number(group / "memory.max") for group in _control_groups())]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _control_groups(controller: str = "") -> Iterator[Path]:
+    """The folders of Linux's control groups that this process is in: a container's, a batch job's.
+
+    controller: of version 1, where each has groups of its own; version 2 has the same groups for all.
+    """
+    root = _GROUPS / controller
+    for line in _lines(_MY_GROUPS):
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = root / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def _in_meminfo(key: str) -> int | None:
+    return next((size * 1024 for name, size in _pairs(Path("/proc/meminfo")) if name == key), None)
+
+
+def _number(path: Path) -> int | None:
+    return next((int(line) for line in _lines(path) if line.isdigit()), None)  # `max` where there is no limit
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, int]]:
+    for line in _lines(path):
+        match line.split():
+            case [key, number, *_] if number.isdigit():
+                yield key, int(number)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # no Linux, or an older one
+        return []
