@@ -28,6 +28,7 @@ __all__ = [
     "load_tensors",
     "lock",
     "new_directory",
+    "open_shared",
     "parse_json",
     "read_bytes",
     "read_config",
@@ -177,6 +178,24 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def open_shared(path: Path) -> int:
+    """Open a file for reading, and keep `lock` from it until the handle is closed. Returns the handle.
+
+    Waits while the file is locked. Where the file system has no locks, the file is only opened. Raises OSError if it is
+    not there, or was removed or replaced while its lock was waited for.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        if not os.path.samestat(os.fstat(handle), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "was replaced", str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ COMMANDS = {
     "push": "push",
     "plot": "plot",
     "convert": "convert",
+    "cache": "cache",
 }
 
 _ABOUT = "Denoising Diffusion Probabilistic Models on your own images."

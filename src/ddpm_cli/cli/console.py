@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -17,7 +17,7 @@ from rich.console import Console as RichConsole
 
 from ddpm_cli.text import safe
 
-__all__ = ["Console", "aligned", "print_error"]
+__all__ = ["Console", "aligned", "columns", "print_error"]
 
 _SCHEMA = 1  # version of the JSON objects; it grows when a field changes its meaning
 
@@ -73,8 +73,13 @@ def print_error(message: str, hint: str | None = None) -> None:
 
 def aligned(rows: Mapping[str, str]) -> list[str]:
     """Rows of two columns, the first as wide as its widest entry."""
-    width = max(map(len, rows), default=0)
-    return [f"{key:{width}}  {value}" for key, value in rows.items()]
+    return columns(list(rows.items()))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table, each column as wide as its widest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 class Console:

@@ -29,6 +29,7 @@ __all__ = ["finish", "follow", "header", "show_plan"]
 
 _FEW_IMAGES = 1000  # with fewer a model memorizes its images before it learns what they have in common
 _DAY = 86_400
+_MUCH_CACHE = 5e9  # bytes of other images
 _LOG_SECONDS = 30  # between lines where there is no bar
 _NAMED = 5  # at most so many left-out files are named
 _ONE_SIGNAL = 1.0  # seconds; from a batch system and from the launcher, processes may get one signal twice
@@ -52,7 +53,16 @@ def header(console: Console, run: Run, machine: str) -> None:
     need, free, place = _disk(trainer)
     if need > free:
         console.warn(f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}")
+    if (others := _bytes_of_other_images(pack.folder)) > _MUCH_CACHE:
+        console.warn(f"the cache has {in_bytes(others)} of other decoded images; ddpm cache lists and removes them")
     console.note("  Ctrl-C saves a checkpoint and stops")
+
+
+def _bytes_of_other_images(pack: Path) -> int:
+    """Bytes of the decoded images in the cache, besides those of this run."""
+    from ddpm_cli.data.cache import cache_folder, pack_sizes
+
+    return sum(size for folder, size in pack_sizes(cache_folder()).items() if folder.name != pack.name)
 
 
 def _disk(trainer: Trainer) -> tuple[int, int, Path]:

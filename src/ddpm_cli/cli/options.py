@@ -21,6 +21,7 @@ __all__ = [
     "SamplerSteps",
     "Seed",
     "Weights",
+    "parse_age",
     "parse_bool",
     "parse_channels",
     "parse_count",
@@ -40,6 +41,15 @@ def parse_count(text: str | int) -> int:
     if not math.isfinite(value) or value < 1 or value != int(value):
         raise typer.BadParameter(f"{text!r} is not a whole number above 0; write 5000, 800k or 1.2M")
     return int(value)
+
+
+def parse_age(text: str) -> float:
+    """Parse a length of time: 12h, 30d or 8w. Returns seconds."""
+    seconds = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+    number, unit = text.strip()[:-1], text.strip()[-1:].lower()
+    if not (number.isascii() and number.isdigit() and unit in seconds):
+        raise typer.BadParameter(f"{text!r} is not a length of time; write 12h, 30d or 8w")
+    return float(int(number) * seconds[unit])
 
 
 def parse_ts(text: str) -> list[int]:

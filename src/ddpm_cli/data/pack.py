@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,11 +24,12 @@ from torch import Tensor
 
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data import images
+from ddpm_cli.data.cache import INDEX, pack_folder, pack_lock, remove_unfinished
 from ddpm_cli.data.sources.source import Source
 from ddpm_cli.data.survey import without_warnings
 from ddpm_cli.data.work import Budget, OnProgress, in_threads, silent
 from ddpm_cli.errors import DataError
-from ddpm_cli.files import lock, new_directory
+from ddpm_cli.files import lock, new_directory, open_shared
 from ddpm_cli.machine import free_memory
 from ddpm_cli.text import printable
 
@@ -51,8 +51,11 @@ class Pack:
     """
 
     def __init__(self, folder: Path) -> None:
-        index = json.loads((folder / "index.json").read_text())
         self.folder = folder
+        self._handles: list[int] = []
+        weakref.finalize(self, _close, self._handles)
+        self._handles.append(open_shared(folder / INDEX))  # so that nobody removes the pack while it is used
+        index = json.loads((folder / INDEX).read_text())
         self.fingerprint: str = index["pixels"]
         self.mean: list[float] = [float(value) for value in index["mean"]]
         self.unread: list[str] = index["unread"]
@@ -62,11 +65,12 @@ class Pack:
         self._per_shard: int = index["per_shard"]
         self._size = _numel(self.shape)
         self._shards: list[int] = []
-        weakref.finalize(self, _close, self._shards)
         for first in range(0, self.count, self._per_shard):
             self._shards.append(os.open(folder / _shard_name(len(self._shards)), os.O_RDONLY))
+            self._handles.append(self._shards[-1])
             if os.fstat(self._shards[-1]).st_size != min(self._per_shard, self.count - first) * self._size:
                 raise ValueError("a shard has not the size that it was written with")
+        _record_use(self._handles[0])
 
     def __len__(self) -> int:
         return self.count
@@ -95,8 +99,16 @@ class Pack:
 
 
 def _close(handles: list[int]) -> None:
+    for index in handles[:1]:
+        _record_use(index)  # a run may have taken weeks
     for handle in handles:
         os.close(handle)
+
+
+def _record_use(index: int) -> None:
+    """Give a pack's index the time of now, if the disk lets us: `ddpm cache` removes what was not used for long."""
+    with contextlib.suppress(OSError):
+        os.utime(index)
 
 
 def _numel(shape: tuple[int, int, int]) -> int:
@@ -115,16 +127,15 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     """
     what = replace(config, images="", flip=False).to_dict()  # neither changes a pixel of the pack
     key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
-    folder = cache / "packs" / key
+    folder = pack_folder(cache, key)
     if pack := _made_already(source, folder):
         return pack
     progress("waiting for another run that decodes these images", 0, None)
-    with lock(cache / "locks" / key) as alone:
+    with lock(pack_lock(cache, key)) as alone:
         if pack := _made_already(source, folder):
             return pack
         if alone:  # what is half-made now is a killed process's
-            for leftover in folder.parent.glob(f".{key}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_unfinished(cache, key)
         _write_pack(source, config, folder, progress)
         return Pack(folder)
 
@@ -134,7 +145,7 @@ def _made_already(source: Source, folder: Path) -> Pack | None:
     try:
         pack = Pack(folder)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there yet; or cut short by a full disk, or cleaned up in part
+        return None  # not there yet, or cut short by a full disk
     if pack.unread:
         source.scan()
     return None if any(_readable(source, name) for name in pack.unread) else pack
@@ -195,8 +206,8 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnPr
         if not shards.count:
             example = ": ".join(left_out[0])
             raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
-        index = shards.index() | {"left_out": left_out, "unread": unread}
-        (partial / "index.json").write_text(json.dumps(index))
+        index = shards.index() | {"left_out": left_out, "unread": unread, "source": source.address}
+        (partial / INDEX).write_text(json.dumps(index))
 
 
 class _Shards:
