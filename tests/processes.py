@@ -39,16 +39,22 @@ class Process:
         source: str,
         args: tuple[object, ...],
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: bytes | int = b"",
         stderr: int | None = None,
         terminal: int | None = None,
     ) -> None:
-        """stderr: a file descriptor to use instead. terminal: one for all three streams."""
+        """stdin: what is in it, or a file descriptor. stderr: a file descriptor to use instead. terminal: one for all
+        three streams."""
         self.returncode: int | None = None
         self._out, self._err, given = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115
-        given.write(stdin)
-        given.seek(0)
-        streams = [given.fileno(), self._out.fileno(), self._err.fileno() if stderr is None else stderr]
+        if isinstance(stdin, bytes):
+            given.write(stdin)
+            given.seek(0)
+        streams = [
+            given.fileno() if isinstance(stdin, bytes) else stdin,
+            self._out.fileno(),
+            self._err.fileno() if stderr is None else stderr,
+        ]
         if terminal is not None:
             streams = [terminal] * 3
         self._report, report = os.pipe()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["in_bytes", "printable", "safe"]
+from collections.abc import Sequence
+
+__all__ = ["and_more", "in_bytes", "printable", "safe"]
 
 
 def safe(text: str) -> str:
@@ -14,6 +16,12 @@ def printable(text: str) -> str:
     """Text on one line that every file and terminal accepts. Names may hold line breaks, escape codes or stray bytes,
     which are written as `\\n`, `\\x1b` and the like."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def and_more(names: Sequence[str]) -> str:
+    """The first of several names, and how many follow: `cats and 2 more`."""
+    first, *rest = names
+    return f"{first} and {len(rest)} more" if rest else first
 
 
 def in_bytes(count: float) -> str:

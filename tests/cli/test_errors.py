@@ -13,7 +13,7 @@ import pytest
         (("sample", "-o", "a.bmp9"), ".bmp9"),
         (("sample", "--json", "-o", "-"), "--json"),
         (("sample", "--weights", "best"), "--weights best"),
-        (("train",), "images"),
+        (("train",), "IMAGES"),
         (("train", ".", "--fit", "fold"), "--fit fold"),
         (("train", ".", "--lr", "-1"), "--lr"),
         (("train", ".", "--lr", "nan"), "--lr"),

@@ -12,12 +12,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data.pack import open_pack
-from ddpm_cli.data.sources import open_source
+from ddpm_cli.data.sources import Listed, list_bytes, name_of, open_source, open_sources
 from ddpm_cli.data.sources.hub_dataset import parse_address
+from ddpm_cli.data.sources.lists import parse_list
 from ddpm_cli.data.survey import survey
 from ddpm_cli.data.work import in_threads
 from ddpm_cli.errors import DataError
@@ -203,15 +205,172 @@ def test_a_list_of_nothing():
         Path(name).write_text(text)
         with pytest.raises(DataError, match=f"{name}: none of the"):
             open_source(name, Path("cache"))
-    Path("a.png").write_bytes(png())
     Path("cut.tar.gz").write_bytes(gzip.compress(bytes(1000))[:15])
-    for name in ("a.png", "cut.tar.gz"):
-        with pytest.raises(DataError, match=f"{name}: neither a folder"):
-            open_source(name, Path("cache"))
-    os.mkfifo("pipe")
-    for path in ("pipe", "/dev/zero"):
+    for path in ("cut.tar.gz", "/dev/zero"):
         with pytest.raises(DataError, match="neither a folder"):
             open_source(path, Path("cache"))
+
+
+@pytest.mark.parametrize(
+    ("data", "paths"),
+    [
+        (b"", []),
+        (b"a.png\nb.png", ["a.png", "b.png"]),
+        ("\ufeff# by hand\r\n\r\n  a b.png \rb.png\r\n".encode(), ["a b.png", "b.png"]),
+        ("a\u2028b\x0bc\x85.png\n".encode(), ["a\u2028b\x0bc\x85.png"]),
+        (b"\xff.png\n", ["\udcff.png"]),
+        (b"./a\n.png\0 b.png\0#c.png\0\xff.png\0", ["./a\n.png", " b.png", "#c.png", "\udcff.png"]),
+    ],
+)
+def test_what_a_list_says(data, paths):
+    assert parse_list(data) == paths
+    assert parse_list(list_bytes(paths)) == paths
+
+
+def test_a_list_with_nuls(digits):
+    """As find -print0 writes it; a file with NULs that is none is not taken for one."""
+    files = sorted(digits.rglob("*.png"))[:3]
+    names = [f"{i}\n {i}.png" for i in range(3)]
+    for name, path in zip(names, files, strict=True):
+        shutil.copy(path, name)
+    Path("list").write_bytes(b"".join(name.encode() + b"\0" for name in names))
+    assert list(source_of("list").names) == names
+    assert len(pack_of("list")) == 3
+    for data in (b"gone.png\0" * 9, b"\0", b"a\0\0b", b"n" * 9999 + b"\0", bytes(range(256))):
+        Path("binary").write_bytes(data)
+        with pytest.raises(DataError, match="binary: neither a folder"):
+            open_source("binary", Path("cache"))
+
+
+def test_an_image_is_an_image_whatever_its_name():
+    for name in ("a.png", "A.JPG", "no suffix", "notes.txt"):
+        Path(name).write_bytes(png(7))
+        source = source_of(name)
+        assert (list(source.names), source.addresses) == ([name], (str(Path(name).resolve()),))
+        assert len(pack_of(name)) == 1
+    Path("bad.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"bad\.png: none of its 1 image files"):
+        survey(source_of("bad.png"))
+
+
+def combined(*paths: str | Path, **settings):
+    config = DataConfig(images="", **({"size": 28, "channels": 1} | settings))
+    source = open_sources([str(path) for path in paths], Path("cache"))
+    return source, open_pack(source, config, Path("cache"))
+
+
+def grays(pack) -> list[int]:
+    return pack[torch.arange(len(pack))][:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def kinds() -> list[str]:
+    """A source of each kind, with an image of each gray from 0 on, and one that is left out."""
+    Path("folder/sub").mkdir(parents=True)
+    Path("folder/0.png").write_bytes(png(0))
+    Path("folder/sub/1.png").write_bytes(png(1))
+    Path("folder/bad.png").write_bytes(b"x")
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("2.png", png(2))
+        archive.writestr("bad.png", b"x")
+    with tarfile.open("a.tar", "w") as archive:
+        for name, data in (("sub/3.png", png(3)), ("bad.png", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    Path("a.tar.gz").write_bytes(gzip.compress(Path("a.tar").read_bytes()))
+    for i in (4, 5, 6):
+        Path(f"{i}.png").write_bytes(png(i))
+    Path("lists").mkdir()
+    Path("lists/a.txt").write_text("../4.png\ngone.png\n")
+    return ["folder/", "a.zip", "a.tar", "lists/a.txt", "5.png", "6.png", "a.tar.gz"]
+
+
+def test_several_sources_are_one(kinds):
+    source, pack = combined(*kinds)
+    assert grays(pack) == [0, 1, 2, 3, 4, 5, 6, 3]
+    assert [name for name, _ in pack.left_out] == [
+        *("folder/bad.png", "a.zip/bad.png", "a.tar/bad.png", "lists/a.txt/gone.png", "a.tar.gz/bad.png")
+    ]
+    names = [source.names[i] for i in range(len(source.names))]
+    assert names == list(source.names)
+    assert len(set(names)) == 13
+    with pytest.raises(IndexError):
+        source.names[13]
+    assert source.addresses == tuple(str(Path(kind).resolve()) for kind in kinds)
+    assert source.path == "folder/ and 5 more"  # the two image files are one source
+    found = survey(source)
+    assert (found.files, found.readable, found.square_side) == (13, 8, 28)
+
+
+def test_the_order_is_that_of_the_command(kinds):
+    orders = [combined(*order)[1] for order in (kinds, kinds[::-1], ["6.png", "folder", "5.png", "a.zip"])]
+    assert grays(orders[1]) == [3, 6, 5, 4, 3, 2, 0, 1]
+    assert grays(orders[2]) == [6, 0, 1, 5, 2]
+    assert len({pack.folder for pack in orders}) == 3
+    again = combined(*kinds)[1]
+    assert again.folder == orders[0].folder
+    Path("folder/0.png").write_bytes(png(9))
+    assert grays(combined(*kinds)[1])[0] == 9
+
+
+def test_what_is_named_twice_is_there_twice(kinds):
+    assert grays(combined("5.png", "5.png", "6.png")[1]) == [5, 5, 6]
+    pack = combined("folder", "folder/sub", "folder/0.png", "folder", "a.zip", "a.zip")[1]
+    assert grays(pack) == [0, 1, 1, 0, 0, 1, 2, 2]
+    assert len(pack.left_out) == 4
+
+
+def test_a_file_of_several_sources_that_comes_back_is_taken_in(kinds, digits):
+    assert len(combined(digits, "lists/a.txt")[1]) == 61
+    Path("lists/gone.png").write_bytes(png())
+    assert len(combined(digits, "lists/a.txt")[1]) == 62
+
+
+def test_one_of_several_that_is_none_is_named(kinds):
+    Path("empty").mkdir()
+    for path, message in {"gone.png": "no such", "empty": "no image files", "s3://a/b": "not a data set"}.items():
+        with pytest.raises(DataError, match=f"{path}: {message}"):
+            combined("folder", path, "a.zip")
+
+
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    {
+        ("cats",): "cats",
+        ("./a/cats.tar.gz",): "cats",
+        ("a/cats/1.png",): "1",
+        ("a/cats/1.png", "a/cats/2.JPG", "b/cats/"): "cats",
+        ("cats", "dogs.zip"): "cats+dogs",
+        ("a", "b", "c.txt"): "a+b+c",
+        ("a", "b", "c", "d"): "a+3",
+        ("hf://org/name@v1", "cats"): "name+cats",
+        ("-",): "list",
+        ("-", "cats"): "list+cats",
+        ("pipe",): "list",
+    }.items(),
+)
+def test_what_images_are_called(paths, name):
+    os.mkfifo("pipe")
+    assert name_of(paths) == name
+
+
+def test_a_list_that_was_read(digits):
+    files = sorted(digits.rglob("*.png"))
+    listed = Listed("stdin", [str(path) for path in files], "run/list.txt")
+    source = open_sources([listed], Path("cache"))
+    assert (source.path, source.addresses, len(source.names)) == ("stdin", ("run/list.txt",), 60)
+    Path("list.txt").write_bytes(list_bytes(listed.names))
+    assert open_source("list.txt", Path("cache")).key == source.key  # so nothing is decoded again
+    with pytest.raises(DataError, match=r"stdin: none of the 1 files that it lists is there, for example /gone\.png"):
+        open_sources([Listed("stdin", ["/gone.png"], "")], Path("cache"))
+
+
+def test_the_hint_for_a_name_on_the_hub():
+    for name, hint in {"huggan/name": "hf://huggan/name", "./cats": "hf://org/name", "cats": "hf://org/name"}.items():
+        with pytest.raises(DataError, match="no such folder or file") as caught:
+            open_source(name, Path("cache"))
+        assert hint in (caught.value.hint or "")
 
 
 def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):

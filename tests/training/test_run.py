@@ -54,6 +54,8 @@ def test_the_folder_is_named_by_the_images(digits, start):
 
 
 def test_an_unknown_setting_is_a_type_error(start):
+    with pytest.raises(ValueError, match="needs images"):
+        train([])
     with pytest.raises(TypeError, match="train\\(\\) has no setting 'stepz'"):
         start("run", stepz=4)
     assert not Path("run").exists()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
-from ddpm_cli.text import in_bytes
+from ddpm_cli.text import and_more, in_bytes
 from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _FEW_IMAGES = 1000  # with fewer a model memorizes its images before it learns w
 _DAY = 86_400
 _MUCH_CACHE = 5e9  # bytes of other images
 _LOG_SECONDS = 30  # between lines where there is no bar
-_NAMED = 5  # at most so many left-out files are named
+_NAMED = 5  # at most so many files that were left out, or images to go on with, are named
 _ONE_SIGNAL = 1.0  # seconds; from a batch system and from the launcher, processes may get one signal twice
 
 
@@ -148,8 +148,7 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
 
 def _named(run: Run) -> str:
     """The IMAGES of the command, in words."""
-    first, *rest = run.images
-    return f"{first} and {len(rest)} more" if rest else first
+    return and_more(["stdin" if image == "-" else image for image in run.images])
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:
@@ -294,8 +293,9 @@ def finish(console: Console, run: Run, loss: float | None, stopped_by: int | Non
     folder = quote(str(run.folder))
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; the run is in {run.folder}")
-        command = f"ddpm train {' '.join(map(quote, run.images))} -o {folder}"
-        again = "the same command, and" if trainer.world.size > 1 else command  # torchrun's options are part of it
+        command = f"ddpm train {' '.join(map(quote, run.kept_images))} -o {folder}"
+        # torchrun's options are part of the command too; and nobody needs to see the names of a thousand images again.
+        again = "the same command, and" if trainer.world.size > 1 or len(run.images) > _NAMED else command
         console.note(f"go on with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
     following = f"ddpm sample -m {folder} -o grid.png"

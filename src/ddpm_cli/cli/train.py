@@ -20,6 +20,7 @@ __all__ = ["EXAMPLES", "train"]
 EXAMPLES = """
 Examples:
   ddpm train ./images
+  ddpm train cats/*.jpg dogs.zip -o runs/pets
   ddpm train digits.zip --preset tiny --no-flip --steps 800 -o runs/digits
   ddpm train ./images --from google/ddpm-celebahq-256
 """
@@ -32,10 +33,11 @@ _CHECKPOINTS: dict[str, Any] = {"rich_help_panel": "Checkpoints and previews"}
 
 def train(
     images: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="A folder of images (subfolders too), a .zip or .tar, a text file of paths, or hf://org/name, a data "
-            "set of the Hub."
+            metavar="IMAGES",
+            help="Folders of images (subfolders too), image files, .zip or .tar files, lists of paths (- is a list on "
+            "stdin), or hf://org/name, a data set of the Hub.",
         ),
     ],
     output: Annotated[
@@ -234,7 +236,7 @@ def train(
     from ddpm_cli.distributed import process_group
     from ddpm_cli.training.run import Request
 
-    request = Request([images], output, data, settings, preset, start_from, resume, force, strict)
+    request = Request(images, output, data, settings, preset, start_from, resume, force, strict)
     with process_group() as world:
         console = Console("train", as_json, quiet or not world.is_main)
         code = _train(request, world, console, device, precision, tensorboard, dry_run)

@@ -26,7 +26,7 @@ def _is_colour(text: str) -> bool:
 class DataConfig(Strict):
     """What the training images are and what is made of them."""
 
-    images: str  # a folder or a file, absolute, or the address of a data set on the Hub
+    images: str | tuple[str, ...]  # folders or files, absolute, or addresses of data sets on the Hub
     size: ImageSize
     channels: Annotated[int, one_of(1, 3)]  # gray or RGB
     fit: Annotated[str, one_of("crop", "pad", "stretch")] = "crop"  # how an image that is not square becomes square

@@ -31,7 +31,7 @@ from ddpm_cli.data.work import Budget, OnProgress, in_threads, silent
 from ddpm_cli.errors import DataError
 from ddpm_cli.files import lock, new_directory, open_shared
 from ddpm_cli.machine import free_memory
-from ddpm_cli.text import printable
+from ddpm_cli.text import and_more, printable
 
 __all__ = ["Pack", "open_pack"]
 
@@ -206,7 +206,7 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnPr
         if not shards.count:
             example = ": ".join(left_out[0])
             raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
-        index = shards.index() | {"left_out": left_out, "unread": unread, "source": source.address}
+        index = shards.index() | {"left_out": left_out, "unread": unread, "source": and_more(source.addresses)}
         (partial / INDEX).write_text(json.dumps(index))
 
 

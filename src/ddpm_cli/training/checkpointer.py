@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ddpm_cli.config import RunConfig
+from ddpm_cli.data.sources import name_of
 from ddpm_cli.errors import DataError, TrainingError
 from ddpm_cli.models import pipeline, runs
 from ddpm_cli.models.recipe import recipe
@@ -59,7 +60,9 @@ class Saver:
         return checkpoint.save_checkpoint(self._run, self._config, snapshot, self._recipe(snapshot.step))
 
     def _recipe(self, step: int) -> dict[str, Any]:
-        name = os.fsencode(Path(self._config.data.images).name).decode("utf-8", "replace")  # names may be any bytes
+        images = self._config.data.images
+        name = Path(images).name if isinstance(images, str) else name_of(images)
+        name = os.fsencode(name).decode("utf-8", "replace")  # names may be any bytes
         return recipe(self._config, name, self._images, step)
 
     def outcome(self, wait: bool) -> Iterator[Event]:

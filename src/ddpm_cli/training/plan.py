@@ -72,7 +72,7 @@ def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, in
 
 def plan_run(
     survey: Survey,
-    images: str,
+    images: str | tuple[str, ...],
     on_gpu: bool,
     preset: str = "auto",
     size: int | None = None,

@@ -18,7 +18,7 @@ from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.data import images
 from ddpm_cli.data.cache import cache_folder
 from ddpm_cli.data.pack import Pack, open_pack
-from ddpm_cli.data.sources import Source, name_of, open_sources
+from ddpm_cli.data.sources import Listed, Source, is_stream, list_bytes, name_of, open_sources, read_stream
 from ddpm_cli.data.survey import survey
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.device import pick_dtype
@@ -29,6 +29,7 @@ from ddpm_cli.hub_address import parse_name, parse_url
 from ddpm_cli.models import hub
 from ddpm_cli.models.pretrained import read_configs, read_model
 from ddpm_cli.models.runs import checkpoints, step_of
+from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Event
 from ddpm_cli.training.plan import Base, plan_run
@@ -54,8 +55,8 @@ def _no_bar(what: str) -> Iterator[OnProgress]:
 class Request:
     """What is asked of a run. Whatever is left out is chosen from the images and the machine, or was chosen before.
 
-    images: folders, archives, lists, image files, or hf://org/name; see `data.sources.open_sources`.
-    folder: the run's; None is runs/<name of the images>.
+    images: folders, archives, lists, image files, or hf://org/name, see `data.sources.open_source`; - is a list on
+    stdin. folder: the run's; None is runs/<name of the images>.
     data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
     start_from: the address of a model whose weights and schedule a new run starts from.
     resume: go on with the run if it is there. force: move a run of that name aside and start anew; with resume, go on
@@ -86,11 +87,13 @@ class Request:
 class Run:
     """A run that is open: nobody else trains it, its images are decoded, its trainer is ready.
 
-    images: as they were named. config: the decided settings. resuming: whether it goes on with a run that is there.
+    images: as they were named. kept_images: names that find them again: a list from a pipe is kept in the folder.
+    config: the decided settings. resuming: whether it goes on with a run that is there.
     """
 
     folder: Path
     images: Sequence[str]
+    kept_images: Sequence[str]
     config: RunConfig
     resuming: bool
     trainer: Trainer
@@ -149,12 +152,15 @@ def train(
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: is given every event of `training.events`. on_note: is told in words what may surprise.
     should_stop: is asked after every step; when it returns True, the run is saved and stops.
-    Started by torchrun, the processes train together. Raises DDPMError; TypeError on a setting that does not exist.
+    Started by torchrun, the processes train together. Raises DDPMError; TypeError on a setting that does not exist;
+    ValueError if no images are named.
     """
     data = {name: settings.pop(name) for name in _DATA_FIELDS & settings.keys()}
     if unknown := settings.keys() - _TRAIN_FIELDS:
         raise TypeError(f"train() has no setting {min(unknown)!r}")
     named = [images] if isinstance(images, str | Path) else images
+    if not named:
+        raise ValueError("train() needs images")
     request = Request(
         images=[str(image) for image in named],
         folder=None if folder is None else Path(folder),
@@ -199,7 +205,7 @@ def open_run(
             return Trainer(opening.folder, config, pack, where, dtype, weights, world)
 
         trainer = world.on_all(trainer_here)
-        yield Run(opening.folder, request.images, config, resuming, trainer, opening)
+        yield Run(opening.folder, request.images, opening.kept_images, config, resuming, trainer, opening)
 
 
 class _Decision(NamedTuple):
@@ -235,15 +241,33 @@ class _Opening:
         self._locked = False
         self._resume = request.resume
         self._force = request.force
+        self._restarted = False
         self._source: Source | None = None
+        self.kept_images = _kept(request.images, self.folder)
+        self._lists: dict[Path, list[str]] = {}  # what was read from pipes, and the files that will hold it
 
     @property
     def source(self) -> Source:
         """The images that were named; finding them may take a while."""
         if self._source is None:
             with self._bar("looking for images") as progress:
-                self._source = open_sources(self.request.images, cache_folder(), progress)
+                both = zip(self.request.images, self.kept_images, strict=True)
+                named = [image if image == kept else self._read(image, kept) for image, kept in both]
+                self._source = open_sources(named, cache_folder(), progress)
         return self._source
+
+    def _read(self, image: str, kept: str) -> Listed | str:
+        """Read a list from a pipe, which only the main process can do, and only once."""
+        if self._restarted and Path(kept).is_file():
+            return kept  # the process before this one has read the pipe
+        if not self._world.is_main:
+            raise DataError(
+                f"{image}: this process cannot read the list that process 0 has read",
+                "Write the list to a file, and name that instead.",
+            )
+        listed = read_stream(image, str(Path(kept).resolve()))
+        self._lists[Path(kept)] = listed.names
+        return listed
 
     def decide(self) -> _Decision:
         """Decide everything about the run, and lock it. Raises DDPMError."""
@@ -255,7 +279,7 @@ class _Opening:
         else:
             base = self._locate(self.request.start_from)
             config = self._planned(base)
-        config = replace(config, data=replace(config.data, images=self.source.address))
+        config = replace(config, data=replace(config.data, images=_images(self.source)))
         _check_batch(config.train, self._world.size)
         return _Decision(config, old is not None, base)
 
@@ -266,6 +290,7 @@ class _Opening:
         if exists and not self._dry:
             self._lock()
             if restarted_in(self.folder / LOCK):  # torchrun calls the same command again; its run is there by now
+                self._restarted = True
                 self._resume, self._force = True, self._force and self._resume
         if self._resume and exists:
             return read_config(RunConfig, self.folder / "config.json")
@@ -301,7 +326,7 @@ class _Opening:
             found = survey(self.source, progress)
         return plan_run(
             found,
-            self.source.address,
+            _images(self.source),
             on_gpu=self._where.type != "cpu",
             preset=self.request.preset or "auto",
             size=data.pop("size", None),
@@ -363,7 +388,7 @@ class _Opening:
             except (OSError, ValueError, KeyError, TypeError):
                 pack = decode()
             if pack.fingerprint != fingerprint:
-                raise DataError(f"{self.source.path}: not the images that process 0 has on its machine")
+                raise DataError(f"{and_more(self.request.images)}: not the images that process 0 has on its machine")
             return pack
 
         return self._world.on_all(here)
@@ -430,7 +455,20 @@ class _Opening:
                 raise _taken(run)
         sign(run / LOCK)
         checkpoint.begin_run(run, config)
+        for path, names in self._lists.items():
+            renew_file(path, list_bytes(names))
         checkpoint.tidy(run)
+
+
+def _images(source: Source) -> str | tuple[str, ...]:
+    """Where the images are, as the configuration has it."""
+    return source.addresses[0] if len(source.addresses) == 1 else source.addresses
+
+
+def _kept(images: Sequence[str], run: Path) -> list[str]:
+    """The images as they were named, but for a list from a pipe the file in which the run keeps it."""
+    places = (str(run / f"list{number}.txt") for number in ("", *range(2, len(images) + 1)))
+    return [next(places) if is_stream(image) else image for image in images]
 
 
 def _taken(run: Path) -> DDPMError:

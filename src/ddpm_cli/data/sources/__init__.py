@@ -1,4 +1,4 @@
-"""Where training images come from: a folder, a .zip, a .tar, a list of paths, a data set of the Hugging Face Hub.
+"""Where training images come from: folders, .zip and .tar archives, lists of paths, image files, data sets of the Hub.
 
 A source knows the names of its files and can open them, from several threads at a time. It keeps nothing else for each
 image, so that a million of them need little memory.
@@ -9,39 +9,76 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
+from ddpm_cli.data import images
 from ddpm_cli.data.sources.archives import Tar, Zip, is_tar
-from ddpm_cli.data.sources.files import in_folder, in_list
+from ddpm_cli.data.sources.combined import Combined
+from ddpm_cli.data.sources.files import in_folder, in_list, in_stream, of_files
 from ddpm_cli.data.sources.hub_dataset import HubDataset, parse_address
+from ddpm_cli.data.sources.lists import Listed, could_be_list, is_stream, list_bytes, read_stream
 from ddpm_cli.data.sources.source import Source
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError
+from ddpm_cli.hub_address import parse_name
 
-__all__ = ["Source", "name_of", "open_source", "open_sources"]
+__all__ = ["Listed", "Source", "is_stream", "list_bytes", "name_of", "open_source", "open_sources", "read_stream"]
+
+_FEW = 3  # names that are put together to one
 
 
-def open_sources(paths: Sequence[str], cache: Path, progress: OnProgress = silent) -> Source:
-    """The images that one or several paths or addresses mean; see `open_source`."""
-    [path] = paths
-    return open_source(path, cache, progress)
+def open_sources(paths: Sequence[str | Listed], cache: Path, progress: OnProgress = silent) -> Source:
+    """The images that one or several paths or addresses mean, in their order; see `open_source`."""
+    sources: list[Source] = []
+    for are_images, group in groupby(paths, _is_image_file):
+        if are_images:
+            sources.append(of_files([str(path) for path in group], progress))
+        else:
+            sources += [open_source(path, cache, progress) for path in group]
+    return sources[0] if len(sources) == 1 else Combined(sources)
 
 
 def name_of(paths: Sequence[str]) -> str:
-    """What images are called: their folder's name, a file's without its suffix, a data set's."""
-    path = paths[0]
+    """What images are called: their folder's name, a file's without its suffix, a data set's; several are joined.
+
+    Of paths alone: the images may be gone.
+    """
+    if len(paths) == 1 and _has_image_suffix(paths[0]):
+        return Path(paths[0]).stem
+    names = list(dict.fromkeys(map(_name_of, paths)))
+    return "+".join(names) if len(names) <= _FEW else f"{names[0]}+{len(names) - 1}"
+
+
+def _name_of(path: str) -> str:
+    if is_stream(path):
+        return "list"
     if "://" in path:
         return parse_address(path).name.rpartition("/")[2]
-    return re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz|txt|lst)$", "", Path(path).resolve().name, flags=re.I)
+    where = Path(path).resolve()
+    if _has_image_suffix(path):
+        return where.parent.name
+    return re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz|txt|lst)$", "", where.name, flags=re.I)
 
 
-def open_source(path: str | Path, cache: Path, progress: OnProgress = silent) -> Source:
+def _is_image_file(path: str | Listed) -> bool:
+    """Whether a path is of one image, by its name: there may be thousands of them, so none is opened."""
+    return isinstance(path, str) and _has_image_suffix(path) and Path(path).is_file()
+
+
+def _has_image_suffix(path: str) -> bool:
+    return "://" not in path and Path(path).suffix.lower() in images.IMAGE_SUFFIXES
+
+
+def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = silent) -> Source:
     """The images that a path or an address means, by what is there and not by its name.
 
-    path: a folder, with those below it; a .zip; a .tar, compressed or not; a text file with a path a line, from its own
-    folder on; or hf://org/name[@revision], a data set on the Hub. cache: a folder for what must be unpacked.
-    Raises DataError if there is no such thing, or nothing in it that could be an image.
+    path: a folder, with those below it; a .zip; a .tar, compressed or not; a list of paths, from its own folder on; an
+    image file; a list that was read; or hf://org/name[@revision], a data set on the Hub. cache: a folder for what must
+    be unpacked. Raises DataError if there is no such thing, or nothing in it that could be an image.
     """
+    if isinstance(path, Listed):
+        return in_stream(path, progress)
     path = str(path)
     if "://" in path:
         return HubDataset(path, progress)
@@ -50,18 +87,33 @@ def open_source(path: str | Path, cache: Path, progress: OnProgress = silent) ->
         if where.is_dir():
             return in_folder(path, where, progress)
         if not where.exists():
-            hint = "IMAGES is the folder that holds your images. A data set on the Hub is hf://org/name."
-            raise DataError(f"{path}: no such folder or file", hint)
+            raise DataError(f"{path}: no such folder or file", _where_to_look(path))
         if where.is_file():
             if is_tar(where):
                 return Tar(path, where, cache)
             if zipfile.is_zipfile(where):
                 return Zip(path, where)
-            with where.open("rb") as file:
-                if b"\0" not in file.read(2**16):
-                    return in_list(path, where, progress)
+            if _has_image_suffix(path) or _begins_as_image(where):
+                return of_files([path], progress)
+            if could_be_list(where):
+                return in_list(path, where, progress)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     raise DataError(
-        f"{path}: neither a folder, nor a .zip, a .tar or a list of paths", "Give the folder that holds your images."
+        f"{path}: neither a folder, nor a .zip, a .tar, an image or a list of paths",
+        "Give the folder that holds your images.",
     )
+
+
+def _where_to_look(path: str) -> str:
+    if parse_name(path):
+        return f"The data set of this name on the Hugging Face Hub is hf://{path}"
+    return "IMAGES is the folder that holds your images. A data set on the Hub is hf://org/name."
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with images.open_image(path):
+            return True
+    except Exception:  # Pillow's plugins raise anything on what is no image
+        return False

@@ -130,7 +130,7 @@ class Tar(_Archive):
         super().__init__(path, where)
         self._cache = cache
         status = where.stat()
-        stamp = f"{self.address}\0{status.st_size}-{status.st_mtime_ns}"
+        stamp = f"{self.addresses[0]}\0{status.st_size}-{status.st_mtime_ns}"
         self.key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
 
     def scan(self, progress: OnProgress = silent) -> None:

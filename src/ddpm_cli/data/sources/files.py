@@ -1,19 +1,21 @@
-"""Images that are files of this machine: in a folder, or named in a list."""
+"""Images that are files of this machine: in a folder, named in a list, or named one by one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from ddpm_cli.data.images import IMAGE_SUFFIXES
+from ddpm_cli.data.sources.lists import Listed, parse_list
 from ddpm_cli.data.sources.source import Source, open_file
-from ddpm_cli.data.work import OnProgress, in_threads
+from ddpm_cli.data.work import OnProgress, in_threads, silent
 from ddpm_cli.errors import DataError
-from ddpm_cli.text import printable
+from ddpm_cli.text import and_more, printable
 
-__all__ = ["in_folder", "in_list"]
+__all__ = ["in_folder", "in_list", "in_stream", "of_files"]
 
 _TOGETHER = 256  # files whose stamps a thread takes at once
 
@@ -21,12 +23,21 @@ _TOGETHER = 256  # files whose stamps a thread takes at once
 class Files(Source):
     """Files of this machine, by their paths from `root` on."""
 
-    def __init__(self, path: str, where: Path, root: Path, names: list[str], left_out: list[tuple[str, str]]) -> None:
-        super().__init__(path, str(where.resolve()))
-        self.names, self.left_out = names, left_out
+    def __init__(
+        self,
+        path: str,
+        addresses: Sequence[str],
+        root: Path,
+        names: list[str],
+        left_out: Sequence[tuple[str, str]] = (),
+        progress: OnProgress = silent,
+    ) -> None:
+        super().__init__(path, *addresses)
+        self.names, self.left_out = names, list(left_out)
         self._root = root
+        self.there = self._stamp_all(progress)  # how many of the files are there
 
-    def stamp(self, progress: OnProgress) -> int:
+    def _stamp_all(self, progress: OnProgress) -> int:
         """Compute the key from the names, sizes and times. Returns how many of the files are there."""
         digest = hashlib.sha256(repr(self.left_out).encode())
         there = done = 0
@@ -78,9 +89,8 @@ def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
         except OSError as error:
             left_out.append((printable(folder or "."), f"cannot be looked into ({error.strerror})"))
         folders += sorted(below, reverse=True)
-    source = Files(path, root, root, sorted(names), left_out)
+    source = Files(path, [str(root.resolve())], root, sorted(names), left_out, progress)
     source.require_names()
-    source.stamp(progress)
     return source
 
 
@@ -92,14 +102,32 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def in_list(path: str, where: Path, progress: OnProgress) -> Source:
-    """The files that a text file names, one a line. Lines that are empty or begin with # are for people."""
-    with where.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        names = [line for line in map(str.strip, file) if line and not line.startswith("#")]
-    source = Files(path, where, where.parent, names, [])
-    if not source.stamp(progress):
-        example = f", for example {printable(names[0][:200])}" if names else ""
+    """The files that a list names, from its own folder on."""
+    names = parse_list(where.read_bytes())
+    return _require_some(Files(path, [str(where.resolve())], where.parent, names, progress=progress))
+
+
+def in_stream(listed: Listed, progress: OnProgress) -> Source:
+    """The files that were named in a list which can be read only once."""
+    source = _require_some(Files(listed.path, [listed.address], Path("/"), listed.names, progress=progress))
+    source.prefix = ""
+    return source
+
+
+def of_files(paths: Sequence[str], progress: OnProgress) -> Source:
+    """Files that the user named one by one."""
+    addresses = [str(Path(path).resolve()) for path in paths]
+    source = Files(and_more(paths), addresses, Path(), list(paths), progress=progress)
+    source.prefix = ""
+    return source
+
+
+def _require_some(source: Files) -> Files:
+    """Raises DataError if none of the files is there: then it is no list, or has another folder in mind."""
+    if not source.there:
+        example = f", for example {printable(source.names[0][:200])}" if source.names else ""
         raise DataError(
-            f"{path}: none of the {len(names)} files that it lists is there{example}",
-            "A list has one path a line, absolute or from the list's folder on.",
+            f"{source.path}: none of the {len(source.names)} files that it lists is there{example}",
+            "A list has a path a line. Relative paths start at the list's folder, or in a pipe at the current folder.",
         )
     return source

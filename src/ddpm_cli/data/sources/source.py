@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,15 +19,17 @@ LARGEST = 2**30  # bytes of a file; those with more than Pillow's largest image 
 class Source:
     """Image files in a fixed order.
 
-    path: as the user gave it. address: finds it again from anywhere. key: changes when a file does. names: of the
+    path: as the user gave it. addresses: find it again from anywhere. key: changes when a file does. names: of the
     files, after `scan`. left_out: (name, reason) of what could not be looked into, after `scan`.
+    prefix: what a name begins with where there are several sources.
     """
 
-    def __init__(self, path: str, address: str) -> None:
+    def __init__(self, path: str, *addresses: str) -> None:
         self.path = path
-        self.address = address
+        self.addresses = addresses
+        self.prefix = f"{path.rstrip('/')}/"
         self.key = ""
-        self.names: list[str] = []
+        self.names: Sequence[str] = []
         self.left_out: list[tuple[str, str]] = []
 
     def scan(self, progress: OnProgress = silent) -> None:
