@@ -77,6 +77,17 @@ def test_the_tests_mirror_the_packages():
     assert folders == {*PACKAGES, "system"}
 
 
+def test_the_map_names_every_module():
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("\n\n## ")[0]
+    named = set(re.findall(r"`(\w+)/?`", table))
+    for module in MODULES:
+        package, _, rest = module.rpartition("/")
+        if module.startswith("cli/") or rest.startswith("__"):
+            continue
+        below = package.partition("/")[2] or (package if package not in PACKAGES else "")  # samplers/, config/
+        assert (below or rest) in named, f"docs/architecture.md does not name {module}"
+
+
 def options_of(command: str) -> set[str]:
     parameters = typer.main.get_command(build(command)).params
     return {opt for p in parameters for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")} - {"--help"}
