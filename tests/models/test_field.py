@@ -330,7 +330,7 @@ def refusal(folder: Path) -> str:
     [
         ("unet/config.json", {"num_class_embeds": 10}, "class-conditional"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class-conditional"),
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "draws from a text"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "generates images from text"),
         ("unet/config.json", {"_class_name": "Transformer2DModel"}, "not a UNet2DModel"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "score-based SDE"),
         ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"]}, "score-based SDE"),
@@ -341,7 +341,7 @@ def refusal(folder: Path) -> str:
         ("unet/config.json", {"sample_size": [16, 32]}, "sample_size=[16, 32]"),
         ("unet/config.json", {"mid_block_type": None}, "mid_block_type=None"),
         ("unet/config.json", {"attention_head_dim": 64}, "heads of 64 channels"),
-        ("unet/config.json", {"time_embedding_type": "learned", "num_train_timesteps": 500}, "knows 500 steps"),
+        ("unet/config.json", {"time_embedding_type": "learned", "num_train_timesteps": 500}, "has 500 steps"),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
         ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "needs twice the channels"),

@@ -154,7 +154,7 @@ def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
     assert "act_fn='gelu'" in broken(edit("unet/config.json", act_fn="gelu"))
     assert "'surprise'" in broken(edit("unet/config.json", surprise=1))
     assert "'flow_prediction'" in broken(edit("scheduler/scheduler_config.json", prediction_type="flow_prediction"))
-    assert "does not go with" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
+    assert "does not fit a U-Net" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
     assert "conv_in.weight is" in broken(edit("unet/config.json", in_channels=3, out_channels=3))
 
 

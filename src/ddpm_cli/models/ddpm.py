@@ -93,7 +93,7 @@ class DDPM:
         if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
             # With one thread, oneDNN chooses its routines for convolutions by the size of the batch. Pairs are all
             # alike, and no slower: there are no threads that would have to wait for one another.
-            return torch.cat([self._network(pair, t) for pair in x_t.split(2)])
+            return torch.cat([self._network(pair, t) for pair in x_t.split(2)])  # type: ignore[no-untyped-call]
         if len(x_t) == 1 and x_t.device.type == "cpu":
             # A batch of one takes other routines than a larger one, which round differently. Two of them cost less
             # than twice as much, and an image does not depend on how many were asked for.
