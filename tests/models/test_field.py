@@ -334,7 +334,7 @@ def refusal(folder: Path) -> str:
         ("unet/config.json", {"_class_name": "Transformer2DModel"}, "not a UNet2DModel"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "score-based SDE"),
         ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"]}, "score-based SDE"),
-        ("unet/config.json", {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "from a text"),
+        ("unet/config.json", {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "from text"),
         ("unet/config.json", {"in_channels": 4, "out_channels": 4}, "in_channels=4"),
         ("unet/config.json", {"out_channels": 9}, "from 3 to 9 channels"),
         ("unet/config.json", {"out_channels": 6}, "needs twice the channels"),
