@@ -1,4 +1,4 @@
-"""Memory: what training needs, what there is, and what was used."""
+"""Memory of a device: what training needs, what is free, and what was used."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["free_memory", "is_out_of_memory", "needed_memory", "peak_memory", "total_memory"]
 
-# Copies of the parameters that a processor has not allocated yet: Adam's moments appear when they are first written.
+# Copies of the parameters that take no memory on a CPU yet: Adam's moments do so when they are first written.
 _MOMENTS, _GRADIENTS = 2, 1
-_SPARE = 1.4  # measured on processors: what a step needs, over what it keeps for its backward pass
+_SPARE = 1.4  # measured on CPUs: memory of a step, divided by what it keeps for the backward pass
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -32,10 +32,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def needed_memory(trainer: Trainer, images: int) -> float:
-    """Bytes that training needs on a processor, besides those that the trainer has: an estimate.
+    """Estimate the bytes that training needs on a CPU, besides those that the trainer has allocated.
 
-    What is kept for the backward pass is a part that does not depend on the images (weights in another precision), and
-    one that grows with them: seen from batches of two and of four.
+    The memory kept for the backward pass has a constant part (weights in another precision) and a part per image. Both
+    are measured with batches of two and of four.
     """
     two, four = (_kept(trainer, batch) for batch in (2, 4))
     each = (four - two) / 2
@@ -58,12 +58,12 @@ def _kept(trainer: Trainer, images: int) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with autocast(trainer.device, trainer.dtype), hooks:
         loss = training_loss(Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule), x_0, t, x_0)
-    del loss  # not before: of what is freed the address may come again
+    del loss  # only now: a freed address could be used again
     return sum(kept.values())
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
+    """Bytes that this process can still allocate, by machine, container and process limits; None if not known."""
     shared = [_in_meminfo("MemAvailable:")]
     used_of = dict(_pairs(Path("/proc/self/status")))
     own = []
@@ -75,13 +75,13 @@ def free_memory() -> int | None:
         most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
         if most is not None and used is not None:
             cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
+            shared.append(most - used + cache)  # the system can free the file cache
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
     return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the device has, and that this process may have; None if nobody says."""
+    """Bytes of the device's memory, at most the limit of the container; None if not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type == "mps":
@@ -91,7 +91,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def _control_groups() -> Iterator[Path]:
-    """The folders of Linux's control groups that this process is in: a container's, a batch job's."""
+    """The folders of this process's Linux control groups, for example of a container or a batch job."""
     root = Path("/sys/fs/cgroup")
     for line in _lines(Path("/proc/self/cgroup")):
         if line.startswith("0::/"):
@@ -122,7 +122,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that this process has had at its peak."""
+    """Peak bytes of the device's memory that this process has used."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if device.type == "mps":
