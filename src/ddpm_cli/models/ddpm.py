@@ -93,7 +93,7 @@ class DDPM:
         if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
             # With one thread, oneDNN chooses its kernels for convolutions by batch size. So use batches of two, which
             # are not slower with one thread.
-            return torch.cat([self._network(pair, t) for pair in x_t.split(2)])  # type: ignore[no-untyped-call]
+            return torch.cat([self._network(pair, t) for pair in torch.split(x_t, 2)])
         if len(x_t) == 1 and x_t.device.type == "cpu":
             # A batch of one uses other kernels, which round differently. So use a batch of two, which takes less than
             # twice the time.
