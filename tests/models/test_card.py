@@ -78,7 +78,7 @@ def test_info_of_a_run(cli, finished_run):
         (ScheduleConfig(beta_schedule="squaredcos_cap_v2"), "1000 steps, squaredcos_cap_v2\n"),
         (ScheduleConfig(2, trained_betas=(0.1, 0.2)), "2 steps, trained_betas\n"),
         (ScheduleConfig(thresholding=True), "dynamic thresholding"),
-        (ScheduleConfig(clip_sample=False), "left as they are"),
+        (ScheduleConfig(clip_sample=False), "not limited"),
     ],
 )
 def test_info_of_other_models(cli, tmp_path, schedule, expected):
@@ -184,4 +184,4 @@ def test_info_checks_local_weights(cli, small_model, tmp_path):
     assert (code, out) == (1, "")
     assert "cannot be read" in err
     weights.unlink()
-    assert "has no weights beside unet/config.json" in cli("info", model)[2]
+    assert "has no weights next to unet/config.json" in cli("info", model)[2]

@@ -412,7 +412,7 @@ def test_a_folder_without_a_model_lists_its_files(tmp_path):
     (tmp_path / "holiday.jpg").touch()
     assert "holds no model: no config.json among holiday.jpg" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert "has no weights beside config.json" in refusal(tmp_path)
+    assert "has no weights next to config.json" in refusal(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_refused(course):

@@ -240,7 +240,7 @@ def test_an_unsupported_model_is_not_downloaded(server):
     [
         ("unet/config.json", "org/small: holds no model: no config.json among README.md"),
         ("scheduler/scheduler_config.json", "scheduler_config.json: missing"),
-        ("unet/diffusion_pytorch_model", "org/small: has no weights beside unet/config.json"),
+        ("unet/diffusion_pytorch_model", "org/small: has no weights next to unet/config.json"),
     ],
 )
 def test_a_repository_that_lacks_a_file(server, gone, expected):

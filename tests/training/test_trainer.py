@@ -372,8 +372,8 @@ def test_plan(digits, emoji):
     assert plan_run(found, str(digits), on_gpu=True).preset == "cifar10"
     assert plan_run(found, str(digits), on_gpu=True).data.size == 32  # 28 does not divide by 8
 
-    def chosen(side, square=False, on_gpu=True, **wishes):
-        config = plan_run(Survey(9, 9, 0, side, side if square else None), str(digits), on_gpu, **wishes)
+    def chosen(side, square=False, on_gpu=True, **options):
+        config = plan_run(Survey(9, 9, 0, side, side if square else None), str(digits), on_gpu, **options)
         return config.preset, config.data.size
 
     assert chosen(20) == ("cifar10", 32)

@@ -58,7 +58,7 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
     betas = f", beta from {model['beta_start']:g} to {model['beta_end']:g}" if "_" not in _kind(model) else ""
     count = f"{model['parameters'] / 1e6:.1f}M" if model["parameters"] >= 1e5 else str(model["parameters"])
     blocks = model["layers_per_block"]
-    limits = "left as they are"
+    limits = "not limited"
     if model["thresholding"]:
         limits = "scaled into [-1, 1] by dynamic thresholding"
     elif model["clip_sample"]:

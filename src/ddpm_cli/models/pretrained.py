@@ -93,7 +93,7 @@ class ModelFiles:
     def require_weights(self) -> ModelFiles:
         """Raises ModelError if there are no weights."""
         if not self.weights:
-            raise ModelError(f"has no weights beside {self.config}", f"Expected {WEIGHTS}.safetensors or .bin there.")
+            raise ModelError(f"has no weights next to {self.config}", f"Expected {WEIGHTS}.safetensors or .bin there.")
         return self
 
 

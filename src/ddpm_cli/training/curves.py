@@ -108,7 +108,7 @@ def _short(value: float) -> str:
 
 
 def draw(charts: Sequence[Chart], title: str) -> Image.Image:
-    """Charts as one picture, two beside each other, with axes, round numbers and the names of the curves."""
+    """Charts as one picture, two per row, with axes, round numbers and the names of the curves."""
     width, height = _PANEL
     rows = math.ceil(len(charts) / 2)
     picture = Image.new("RGB", (2 * width, 36 + rows * height), "white")
