@@ -1,11 +1,11 @@
-"""How fast `tiny` trains on processors, on an idle machine and beside processes that keep every core busy.
+"""How fast `tiny` trains on CPUs: on an idle machine, and next to processes that keep all cores busy.
 
-OpenMP's threads spin while they wait for one another. Alone that is the quickest way; beside other processes a thread
-spins while the one it waits for cannot run. `GOMP_SPINCOUNT` limits it. This script compares settings, turn by turn:
+OpenMP threads spin while they wait for each other. On an idle machine that is the fastest way. On a busy one a thread
+spins while the thread that it waits for cannot run. `GOMP_SPINCOUNT` limits it. This script compares settings in turn:
 
     python benchmarks/busy.py --busy 3 --rounds 3
 
-It prints images a second for each setting, idle and busy: the median of the rounds.
+It prints images per second for each setting, idle and busy: the median of the rounds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def measure() -> None:
-    """In a process of its own: train for some seconds and print images a second."""
+    """Train for some seconds and print images per second; runs in its own process."""
     import torch
 
-    import ddpm_cli  # noqa: F401  first: it sets how threads wait, before torch is loaded
+    import ddpm_cli  # noqa: F401  it limits how long threads spin
     from ddpm_cli.data.survey import Survey
     from ddpm_cli.training.plan import plan_run
     from ddpm_cli.training.rehearsal import BlankPack
@@ -82,7 +82,7 @@ def main() -> None:
             finally:
                 for process in load:
                     process.kill()
-    print(f"{'':24} {'idle':>8} {f'beside {arguments.busy}':>10}   images/s")
+    print(f"{'':24} {'idle':>8} {f'next to {arguments.busy}':>10}   images/s")
     for name, speeds in found.items():
         idle, busy = (statistics.median(speeds[kind]) for kind in (False, True))
         print(f"{name:24} {idle:8.1f} {busy:10.1f}")

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--counts 1000 20000] [--size 32]
 
-Makes folders of so many small images, and for each runs two processes: one that decodes them, one that trains for a few
-steps on what the first one left. Prints the largest resident memory of each, in MB, as JSON.
+Makes a folder of each number of small images, and runs two processes: one that decodes the images, and one that trains
+for a few steps on them. Prints the peak resident memory of each, in MB, as JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ open_pack(open_source(images, cache), DataConfig(images=images, size=size, chann
 
 
 def make_images(folder: Path, count: int, size: int) -> None:
-    """Noise, in files of which a hundred have content of their own: names are what there are many of."""
+    """Images of noise. Only a hundred files differ; the others are links to them, since only names must be many."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     for i in range(count):
@@ -42,7 +42,7 @@ def make_images(folder: Path, count: int, size: int) -> None:
 
 
 def peak(command: list[str], cache: Path) -> float:
-    """MB of resident memory that a process had at most."""
+    """Peak resident memory of a process, in MB."""
     process = subprocess.Popen(command, env=os.environ | {"DDPM_CACHE_DIR": str(cache)}, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -1,9 +1,9 @@
-"""How much of a training step is not the model: reading the batch, flips and noise, the average, the metrics, the loop.
+"""The share of a training step that is not the model: reading the batch, flips, noise, EMA, metrics, the loop.
 
     python benchmarks/overhead.py [--preset tiny] [--batch-size N] [--steps 200] [--precision auto] [--device auto]
 
-Runs `ddpm train`'s own loop, between two checkpoints, and adds up the time inside the network (forward and backward),
-the gradient's norm and Adam. What is left is said as a part of the whole, in all and by its largest pieces.
+Runs the loop of `ddpm train` between two checkpoints, and measures the time in the network (forward and backward), the
+gradient norm and Adam. Prints the rest as a share of the whole, in total and by its largest parts.
 """
 
 import argparse

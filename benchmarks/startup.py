@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--rounds 7]
 
 Starts the small app and every command in turn, `--rounds` times, and prints the least CPU time of each and its ratio
-to the small app. CPU time, since other processes disturb it less than the time on the clock.
+to the small app. Other processes disturb CPU time less than wall-clock time.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""How fast ddpm samples and trains the paper's CIFAR-10 model, against diffusers as its users run it.
+"""How fast ddpm samples and trains the paper's CIFAR-10 model, compared with diffusers as its users run it.
 
     python benchmarks/vs_diffusers.py [--device cpu] [--batch-size 16] [--rounds 5] [--preset cifar10]
 
-Both run in one process, turn by turn (ours, theirs, ours, theirs, …), so that a machine whose speed drifts slows both;
-what counts is the ratio, pair by pair. A round is a few steps of the reverse process, then one training step.
+Both run in one process, in turn (ours, theirs, ours, theirs, …), so that a machine with changing speed slows both. The
+result is the ratio of each pair. A round is a few steps of the reverse process, then one training step.
 
 - ours: what `ddpm sample` and `ddpm train` run, with --precision auto.
 - theirs: `DDPMPipeline`'s loop (`UNet2DModel`, `DDPMScheduler.step`), and the loop of diffusers' example
-  `train_unconditional.py` (float32 as by default, AdamW, gradient clipping, `EMAModel`).
+  `train_unconditional.py` (float32 by default, AdamW, gradient clipping, `EMAModel`).
 """
 
 import argparse
@@ -123,7 +123,7 @@ def main() -> None:
         times: dict[str, tuple[list[float], list[float]]] = {}
         for what, ours, other, _ in pairs:
             ours()
-            other()  # both warm
+            other()  # warm up
             times[what] = ([], [])
         for _ in range(options.rounds):
             for what, ours, other, _ in pairs:

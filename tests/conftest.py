@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of small networks wait for one another, long on busy machines
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # small networks are not faster with more, and much slower on busy machines
 
 import contextlib
 import pty
@@ -19,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-import hub_server  # noqa: F401  before anything that imports huggingface_hub, which reads there where the Hub is
+import hub_server  # noqa: F401  before huggingface_hub is imported, which reads the address of the Hub
 import processes
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.files import new_directory
@@ -32,14 +34,14 @@ ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.zip"
 EMOJI = ROOT / "examples" / "emoji.zip"
 
-# Three levels and attention, as the real ones, at 3,000 parameters.
+# Three levels and attention like real models, but 3,000 parameters.
 SMALL = replace(
     PRESETS["tiny"].unet(8, 1), block_out_channels=(4, 8, 8), norm_num_groups=4, layers_per_block=1, sample_size=8
 )
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> None:
-    """Weights at which every layer matters; at initialisation the residual branches are nearly zero."""
+    """Set random weights, so that every layer matters: at initialisation residual branches are nearly zero."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
@@ -75,7 +77,7 @@ def write_model(folder: Path, config: UNetConfig, schedule: ScheduleConfig | Non
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
-    """Every test in a folder and with a cache of its own, and none of the user's settings."""
+    """Give each test its own folder and cache, and none of the user's settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDPM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
@@ -121,7 +123,7 @@ def small_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_model(tmp_path_factory) -> Path:
-    """A gray 8x8 model of a single level and 4 steps: to train from, where only the run counts."""
+    """A gray 8x8 model with one level and 4 steps, to train from in tests of runs."""
     one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (4,)}
     schedule = ScheduleConfig(num_train_timesteps=4)
     return write_model(tmp_path_factory.mktemp("models") / "quick", replace(SMALL, **one_level), schedule)
@@ -148,13 +150,13 @@ def train_once(folder: Path, images: Path, *options: object) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(digits, tmp_path_factory) -> Path:
-    """A finished run of the preset tiny, see `train_once`. Not to be changed."""
+    """A finished run of the preset tiny, see `train_once`. Tests must not change it."""
     return train_once(tmp_path_factory.mktemp("runs") / "digits", digits, "--size", 8)
 
 
 @pytest.fixture(scope="session")
 def quick_run(digits, quick_model, tmp_path_factory) -> Path:
-    """A finished run from `quick_model`, see `train_once`. Not to be changed; copies of it quickly go on."""
+    """A finished run from `quick_model`, see `train_once`. Tests must not change it; they may resume copies."""
     return train_once(tmp_path_factory.mktemp("runs") / "quick", digits, "--from", quick_model, "--precision", "fp32")
 
 
@@ -196,8 +198,8 @@ def ddpm(start):
 
 @pytest.fixture
 def pair(start) -> Callable[..., tuple[Process, Process]]:
-    """Start the command line in two processes that work together, as torchrun does but sooner."""
-    stores = []  # where the processes find one another
+    """Start the command line in two ranks, as torchrun does, but faster."""
+    stores = []  # for the rendezvous
 
     def run(*args: object, **options: Any) -> tuple[Process, Process]:
         stores.append(store := torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
@@ -225,7 +227,7 @@ def torchrun(start) -> Callable[..., Process]:
 
 @pytest.fixture
 def in_a_terminal(start) -> Callable[..., tuple[int, str]]:
-    """Run ddpm in a terminal. Gives its exit code and what the terminal saw."""
+    """Run ddpm in a terminal. Returns its exit code and the output in the terminal."""
 
     def run(*args: object) -> tuple[int, str]:
         main, other = pty.openpty()
@@ -243,7 +245,7 @@ def in_a_terminal(start) -> Callable[..., tuple[int, str]]:
 
 @pytest.fixture
 def cli(capfd):
-    """Run the command line in this process, which is quicker: cli("noise", "a.png") -> (code, stdout, stderr)."""
+    """Run the command line in this process, which is faster: cli("noise", "a.png") -> (code, stdout, stderr)."""
     from ddpm_cli.cli.app import main
 
     def run(*args: object) -> tuple[int, str, str]:

@@ -1,7 +1,7 @@
-"""The networks of two other programs, written down from their definitions: what `ddpm convert` is compared with.
+"""The networks of two other programs, rewritten from their definitions, to test `ddpm convert` against.
 
-Each is a function of its weights under that program's names. `Weights` makes a random tensor whenever one is asked for
-that is not there yet, so running the function once also makes a state dict of the right shapes.
+Each is a function of its weights under that program's names. `Weights` creates a random tensor when a missing one is
+read, so running the function once also makes a state dict of the right shapes.
 """
 
 import math
@@ -42,7 +42,7 @@ def double(x):
 
 
 def pesser(w: Weights, x, t, ch: int, mults: tuple[int, ...], blocks: int, attention: set[int]):
-    """attention: at which resolutions, in pixels."""
+    """attention: the resolutions that have it, in pixels."""
     half = ch // 2
     angles = t[:, None].float() * torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
     temb = w.dense("temb.dense.0", torch.cat([angles.sin(), angles.cos()], 1), 4 * ch)
@@ -104,7 +104,7 @@ def openai(w: Weights, x, t, ch, mults, blocks, attention: set[int], heads=4, sc
         c = x.shape[1]
         qkv = w.conv(f"{name}.qkv", w.norm(f"{name}.norm", x.flatten(2), 1e-5), 3 * c, 1)
         mixed = []
-        for head in qkv.chunk(heads, dim=1):  # each head's q, k and v lie together
+        for head in qkv.chunk(heads, dim=1):  # q, k and v of each head are stored together
             q, k, v = head.chunk(3, dim=1)
             mixed.append(v @ torch.softmax(q.transpose(1, 2) @ k / q.shape[1] ** 0.5, dim=2).transpose(1, 2))
         return x + w.conv(f"{name}.proj_out", torch.cat(mixed, 1), c, 1).view_as(x)

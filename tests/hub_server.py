@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on 127.0.0.1: its HTTP interface as far as models are looked up, downloaded and uploaded.
+"""A Hugging Face Hub on 127.0.0.1: the part of its HTTP interface that finds, downloads and uploads models.
 
-huggingface_hub reads its environment once, when it is imported; so importing this module, before that one, points the
-whole test session at this server, with a home of its own and nobody's token.
+huggingface_hub reads its environment when it is imported. So import this module first: it points the test session to
+this server, with its own home folder and no token.
 """
 
 import base64
@@ -36,7 +36,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What the server has, what goes wrong with it, and what it was asked.
+    """The repositories of the server, its faults, and a record of requests.
 
     faults: file name -> 500, "drop" (the connection, in the middle), "drop once", "short" (fewer bytes than announced,
     and the announcement changed), "flip" (one bit), 404; the key "" is for the information about a repository.
@@ -47,16 +47,16 @@ class Hub:
     read_only: bool = False
     faults: dict[str, object] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)  # "GET /path"
-    tokens: set[str] = field(default_factory=set)  # that were sent
-    uploads: dict[str, bytes] = field(default_factory=dict)  # LFS, by their SHA-256
-    commits: list[str] = field(default_factory=list)  # their messages
+    tokens: set[str] = field(default_factory=set)  # tokens of requests
+    uploads: dict[str, bytes] = field(default_factory=dict)  # LFS files by their SHA-256
+    commits: list[str] = field(default_factory=list)  # commit messages
 
     def add(self, name: str, folder: Path) -> None:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         self.repos[name] = Repo({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
 
     def downloaded(self) -> set[str]:
-        """Names of the files whose contents were asked for."""
+        """Names of the files whose contents were requested."""
         marked = [request for request in self.requests if request.startswith("GET ") and "/resolve/" in request]
         return {request.partition("/resolve/")[2].partition("/")[2] for request in marked}
 

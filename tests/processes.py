@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 DDPM = "from ddpm_cli.cli.app import main; main()"
 TORCHRUN = "from torch.distributed.run import main; main()"
-GUARD = 300  # seconds, far more than anything takes: a test that waits for longer fails
+GUARD = 300  # seconds; a test that waits for longer fails
 _INT = 4  # bytes of a number on the way from the server
 
 
@@ -94,7 +94,7 @@ class Process:
         return self.returncode
 
     def finish(self) -> str:
-        """Wait until it ends, which must be well. Returns what it wrote to stderr."""
+        """Wait until it ends, with exit code 0. Returns what it wrote to stderr."""
         assert self.wait() == 0, self.err
         return self.err
 
@@ -103,7 +103,7 @@ class Process:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL, also for the processes that torchrun started: as when a machine goes down."""
+        """SIGKILL, also for the processes that torchrun started, as if the machine crashed."""
         for pid in [self.pid, *self.children()] if self.is_running() else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ class Process:
 
 
 def kill_together(*processes: Process) -> None:
-    """SIGKILL for all of them at once; one that is left over would see that another is gone, and end by itself."""
+    """SIGKILL for all at the same time. One that is left over would notice the loss and end by itself."""
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
@@ -134,7 +134,7 @@ def _content(file: BinaryIO) -> bytes:
 
 
 def wait_until(happened: Callable[[], object], *processes: Process) -> None:
-    """Wait until something is observed, which the processes must live to see."""
+    """Wait until something is observed. Fails if a process ends before."""
     deadline = time.monotonic() + GUARD
     while not happened():
         for process in processes:
@@ -148,11 +148,11 @@ def server() -> Iterator[socket.socket]:
     """The server, for as long as the block lasts."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, __file__, str(theirs.fileno())]
-    # Whatever computes with one thread is quick on a busy machine too, and the server must have no other thread.
+    # One thread is fast on a busy machine too, and the server must have only one thread to fork.
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, start_new_session=True):
         theirs.close()
-        with ours:  # its end ends the server
+        with ours:  # closing it ends the server
             yield ours
 
 
@@ -165,7 +165,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if os.fork() == 0:  # a keeper, which waits for the child and reports
+        if os.fork() == 0:  # a parent that waits for the child and reports its exit code
             *streams, report = files
             child = os.fork()
             if child == 0:
@@ -196,7 +196,7 @@ if __name__ == "__main__":
 
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "forking a process with threads is not safe"
     asked = _serve(socket.socket(fileno=int(sys.argv[1])))
-    # As for a new process, whatever the caller of the tests ignores.
+    # As in a new process, even if the caller of the tests ignores signals.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(asked["cwd"])

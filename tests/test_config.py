@@ -37,7 +37,7 @@ def refusal(config, **values) -> str:
         replace(RUN, base="org/name@1", train=replace(RUN.train, keep_every=5)),
     ],
 )
-def test_settings_come_back(config):
+def test_settings_survive_a_round_trip(config):
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -94,7 +94,7 @@ def test_runs():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [
         ({"num_train_timesteps": "10"}, "num_train_timesteps='10'"),
         ({"num_train_timesteps": -1}, "num_train_timesteps=-1"),
@@ -111,10 +111,10 @@ def test_runs():
         ({"beta_schedule": DEEP}, "beta_schedule=[[["),
     ],
 )
-def test_schedules(values, said):
+def test_schedules(values, expected):
     with pytest.raises(ModelError) as caught:
         ScheduleConfig.from_dict(values)
-    assert said in caught.value.message
+    assert expected in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_schedules(values, said):
     ],
 )
 def test_networks(key, value):
-    said = refusal(SMALL, **{key: value})
-    assert key in said or any(word in said for word in ("channels", "groups")), said
+    message = refusal(SMALL, **{key: value})
+    assert key in message or any(word in message for word in ("channels", "groups")), message
 
 
 def test_numbers_may_be_written_in_other_ways():

@@ -1,4 +1,4 @@
-"""Files and folders: they are written whole or not at all, nothing is lost, and no file can hang a command."""
+"""Files and folders: writes are atomic, nothing is lost, and no file makes a command hang."""
 
 import os
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_block_that_fails_leaves_the_old_folder(tmp_path, way):
 
 
 def failing_renames(monkeypatch, *endings: str) -> None:
-    """Renaming fails for what has one of these endings."""
+    """Make renaming fail for names with these endings."""
     rename = Path.rename
 
     def failing(self, target):
@@ -67,7 +67,7 @@ def failing_renames(monkeypatch, *endings: str) -> None:
     monkeypatch.setattr(Path, "rename", failing)
 
 
-def test_a_new_folder_that_cannot_get_its_name_costs_nothing(tmp_path, monkeypatch):
+def test_a_failed_rename_loses_nothing(tmp_path, monkeypatch):
     put(tmp_path / "model", "old")
     failing_renames(monkeypatch, ".partial")
     with pytest.raises(OSError, match="No space left"):
@@ -75,7 +75,7 @@ def test_a_new_folder_that_cannot_get_its_name_costs_nothing(tmp_path, monkeypat
     assert tree(tmp_path) == {"model/file": "old"}
 
 
-def test_where_nothing_can_be_renamed_any_more_both_folders_stay(tmp_path, monkeypatch):
+def test_both_folders_stay_if_no_rename_works(tmp_path, monkeypatch):
     put(tmp_path / "model", "old")
     failing_renames(monkeypatch, ".partial", ".old")
     with pytest.raises(DataError) as caught:
@@ -85,7 +85,7 @@ def test_where_nothing_can_be_renamed_any_more_both_folders_stay(tmp_path, monke
     assert all(str((tmp_path / name).parent) in caught.value.message for name in kept)
 
 
-def test_a_link_stays_and_what_it_names_is_replaced(tmp_path, way):
+def test_a_link_stays_and_its_target_is_replaced(tmp_path, way):
     put(tmp_path / "there" / "model", "old")
     (tmp_path / "link").symlink_to("there/model")
     put(tmp_path / "link", "new")
@@ -100,7 +100,7 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
         put(Path(), "new")
 
 
-def test_only_files_that_cannot_be_made_again_wait_for_the_disk(tmp_path, monkeypatch):
+def test_files_are_flushed_only_on_request(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(os, "fsync", waits.append)
     files.write_file(tmp_path / "a.png", b"1", sync=False)
@@ -110,7 +110,7 @@ def test_only_files_that_cannot_be_made_again_wait_for_the_disk(tmp_path, monkey
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"1", "config.json": b"2"}
 
 
-def test_a_file_that_is_the_same_is_not_written(tmp_path):
+def test_an_unchanged_file_is_not_written(tmp_path):
     path = tmp_path / "file"
     files.renew_file(path, b"1")
     before = path.stat()
@@ -120,7 +120,7 @@ def test_a_file_that_is_the_same_is_not_written(tmp_path):
     assert path.read_bytes() == b"2"
 
 
-def test_a_lock_is_held_by_one(tmp_path, monkeypatch):
+def test_only_one_process_holds_a_lock(tmp_path, monkeypatch):
     with files.lock(tmp_path / "lock") as held, pytest.raises(LockedError), files.lock(tmp_path / "lock", wait=False):
         pass
     assert held
@@ -134,7 +134,7 @@ def test_a_lock_is_held_by_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"", "cannot be read"),
         (b"{", "cannot be read"),
@@ -146,13 +146,13 @@ def test_a_lock_is_held_by_one(tmp_path, monkeypatch):
         (b"null", "not a JSON object"),
     ],
 )
-def test_what_is_not_json_is_named(tmp_path, content, said):
+def test_invalid_json_is_named(tmp_path, content, expected):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ModelError) as caught:
         files.read_json(path)
     assert caught.value.message.startswith(f"{path}: ")
-    assert said in caught.value.message
+    assert expected in caught.value.message
 
 
 def read_schedule(path: Path) -> ScheduleConfig:
@@ -166,7 +166,7 @@ def test_only_regular_files_are_read(tmp_path, read):
     (tmp_path / "folder").mkdir()
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "itself").symlink_to("itself")
-    for name, said in [
+    for name, expected in [
         ("pipe", "is a pipe or a device"),
         ("zero", "is a pipe or a device"),
         ("folder", "is a folder"),
@@ -176,4 +176,4 @@ def test_only_regular_files_are_read(tmp_path, read):
         with pytest.raises(ModelError) as caught:
             read(tmp_path / name)
         assert caught.value.message.startswith(f"{tmp_path / name}: ")
-        assert said in caught.value.message
+        assert expected in caught.value.message

@@ -1,4 +1,4 @@
-"""The house: which module may import which, every option is documented, and Markdown has short lines."""
+"""Rules of the project: allowed imports, documented options, short lines in Markdown."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from ddpm_cli.cli.app import COMMANDS, build
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
-# A package may import only what stands above it. The modules of the ground floor come first.
+# A package may import only what is above it. The modules of the ground floor come first.
 GROUND = {
     *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads", "machine"),
 }
@@ -41,7 +41,7 @@ def ours(module: str) -> set[str]:
     }
 
 
-def test_every_module_has_its_place():
+def test_every_module_is_in_the_order():
     top = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
     folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert (top | folders) == (GROUND | set(PACKAGES))
@@ -55,7 +55,7 @@ def test_imports_point_one_way(module):
         assert other.split("/")[0] in allowed | {"__init__"}, f"{module} imports {other}"
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     graph = {module: ours(module) - {module} for module in MODULES if not module.endswith("__init__")}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
@@ -66,7 +66,7 @@ def test_only_the_command_line_prints(module):
     assert not re.search(r"\bprint\(|sys\.std(out|err)", (SOURCE / f"{module}.py").read_text())
 
 
-def test_settings_know_nothing_of_torch():
+def test_settings_do_not_import_torch():
     settings = [module for module in MODULES if module.startswith("config/")]
     for module in ("errors", *settings, "hub_address", "text", "training/presets"):
         assert not {name for name in imports(SOURCE / f"{module}.py") if name.startswith("torch")}

@@ -1,4 +1,4 @@
-"""Addresses on the Hugging Face Hub: what each way of writing one means, and what is not one."""
+"""Addresses on the Hugging Face Hub: the meaning of each notation, and what is refused."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_names(text, revision):
         *("a b/c", "org/name@v1@v2", "", "/", "org/", "/name", "org\\name", "org/name\n"),
     ],
 )
-def test_what_is_no_name(text):
+def test_names_that_are_refused(text):
     assert parse_name(text) is None
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_name(text):
     ],
 )
 def test_pages_of_the_hub(monkeypatch, host, page, revision):
-    """Of models and of data sets; each is only what it is. $HF_ENDPOINT is a Hub too, also below a path."""
+    """A page is of a model or of a data set, never both. $HF_ENDPOINT is a Hub too, and may have a path."""
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.lan:8080/hf/")
     model, data = f"https://{host}/org/name{page}", f"https://{host}/datasets/org/name{page}"
     assert parse_url(model) == parse_url(data, dataset=True) == ("org/name", revision)
@@ -105,11 +105,11 @@ def test_hf_addresses(url, dataset, revision):
     ],
 )
 @pytest.mark.parametrize("endpoint", ["", "https://hub.lan"])
-def test_what_is_no_page_of_a_model(monkeypatch, url, endpoint):
+def test_urls_that_are_not_models(monkeypatch, url, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     assert parse_url(url) is None
 
 
-def test_what_is_no_page_of_a_data_set():
+def test_urls_that_are_not_data_sets():
     for url in ("https://example.com/datasets/org/name", "hf://models/org/name", "https://huggingface.co/org/name"):
         assert parse_url(url, dataset=True) is None

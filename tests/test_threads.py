@@ -1,4 +1,4 @@
-"""How threads wait is chosen before PyTorch is loaded, and never against the user."""
+"""The spinning of OpenMP threads is limited before PyTorch is loaded, and the user's settings are respected."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def test_threads_sleep_sooner_on_a_busy_machine(tmp_path, running, expected):
 
 
 @pytest.mark.parametrize("chosen", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
-def test_what_the_user_chose_stays(tmp_path, chosen):
+def test_the_users_choice_stays(tmp_path, chosen):
     environment = dict(chosen)
     limit_spinning(environment, tmp_path / "missing")
     assert environment == chosen

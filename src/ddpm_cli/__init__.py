@@ -20,11 +20,11 @@ __all__ = ["DDPM", "__version__", "train"]
 
 __version__ = "0.1.0"
 
-limit_spinning()  # now: whatever imports PyTorch comes later
+limit_spinning()  # first, before anything imports PyTorch
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `ddpm --help` and whoever wants only the version need not wait for PyTorch.
+    # Imported on first use, so that `ddpm --help` does not load PyTorch.
     if name == "DDPM":
         from ddpm_cli.models.ddpm import DDPM
 

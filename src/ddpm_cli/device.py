@@ -1,6 +1,6 @@
-"""Where and how tensors are computed: the device, the precision, the memory format.
+"""Chooses the device, the precision and the memory format of tensors.
 
-Everything is chosen by asking the machine what it can do, never by the name of its platform.
+Choices depend on what the hardware reports, never on the name of the platform.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto | cpu | cuda | cuda:N | mps -> a device that is there; auto takes cuda before mps before cpu.
+    """auto | cpu | cuda | cuda:N | mps -> an available device; auto prefers cuda, then mps, then cpu.
 
-    Raises UsageError if the device asked for is not on this machine.
+    Raises UsageError if this machine does not have the device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -52,16 +52,16 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto | fp32 | bf16 -> the dtype that a network computes in: its weights, to sample; under autocast, to train.
+    """auto | fp32 | bf16 -> the dtype of matrix products: of the weights for sampling, of autocast for training.
 
-    auto is bf16 where the hardware multiplies it faster than float32: CUDA devices with bf16 units, processors with AMX
-    tiles or AVX512-BF16 dot products. fp32 also turns TF32 off in this process, which makes convolutions on CUDA
-    devices exact and slower. Raises UsageError on another word.
+    auto is bf16 if the hardware multiplies it faster than float32: CUDA devices with bf16 units, CPUs with AMX tiles or
+    AVX512-BF16 dot products. fp32 also turns TF32 off in this process, which makes convolutions on CUDA devices more
+    precise and slower. Raises UsageError for another name.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is not a precision", "Use auto, fp32 or bf16.")
     if precision == "fp32":
-        # TF32 rounds the inputs of products to 10 bits of fraction, which is not what was asked for.
+        # TF32 rounds the inputs of products to a mantissa of 10 bits, which is not float32.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         return torch.float32
     if precision == "bf16":
@@ -69,7 +69,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # PyTorch before 2.10 does not tell what the processor has: float32 is right everywhere, if slower on some.
+        # PyTorch before 2.10 does not report the units of a CPU. float32 works everywhere, but is slower on some.
         known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
         units = torch.cpu.get_capabilities() if known else {}
         fast = any(units.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
@@ -77,17 +77,17 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """channels_last where tensor cores want it; on a CPU it measured no faster, and rounds by batch size."""
+    """channels_last on CUDA, for tensor cores. On CPUs it is no faster, and rounds differently for each batch size."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def place(module: _Module, device: torch.device, dtype: torch.dtype = torch.float32) -> _Module:
-    """Move a network to its device, in the dtype and the memory format it runs best in there."""
+    """Move a network to a device, with this dtype and the memory format of the device."""
     return module.to(device=device, dtype=dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Matrix products in `dtype` over float32 weights: how a network is trained in bf16."""
+    """A context for matrix products in `dtype` with float32 weights, to train in bf16."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
@@ -102,7 +102,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock can be read."""
+    """Wait until the device has finished its work, so that time can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

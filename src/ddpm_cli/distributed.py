@@ -1,8 +1,7 @@
-"""Several processes that work on one thing, as torchrun starts them. One process alone is the smallest case.
+"""Distributed runs: the processes that torchrun starts. A single process is a world of size 1.
 
-Gradients travel in the default group (NCCL between GPUs, gloo between CPUs), inside DistributedDataParallel. What the
-processes have to agree on travels between their CPUs in a group of its own, where one may wait for another for as long
-as packing a data set takes.
+Gradients use the default process group (NCCL between GPUs, gloo between CPUs), inside DistributedDataParallel. Flags
+and objects use a second group: gloo with a long timeout, since ranks may have to wait while one packs a data set.
 """
 
 from __future__ import annotations
@@ -31,57 +30,57 @@ if TYPE_CHECKING:
 
 __all__ = ["World", "is_lost", "lost_process", "no_sync", "process_group", "restarted_in", "sign"]
 
-_PATIENCE = timedelta(days=7)  # torchrun finds out who died, and ends the others
-_MEETING = timedelta(minutes=15)  # for all processes to start
+_GROUP_TIMEOUT = timedelta(days=7)  # torchrun notices dead processes and ends the others
+_START_TIMEOUT = timedelta(minutes=15)  # for all processes to start
 _POLL = 0.05  # seconds
 _Result = TypeVar("_Result")
 
 
 def sign(lock: Path) -> None:
-    """Write into a file of `files.lock` that is held who it is that works there."""
-    with contextlib.suppress(OSError):  # a disk that is full or read-only says so soon enough
+    """Write the name of this process's launcher into a lock file that this process holds."""
+    with contextlib.suppress(OSError):  # a full or read-only disk is reported later
         lock.write_text(_launcher())
 
 
 def restarted_in(lock: Path) -> bool:
-    """Whether torchrun started this command anew, and it was this command that worked there before."""
+    """Whether torchrun restarted this command, and the lock file was last held under the same launcher."""
     try:
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # after some died, with --max-restarts
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # by --max-restarts
         return again and lock.read_text() == _launcher()
     except (OSError, ValueError):
         return False
 
 
 def _launcher() -> str:
-    """What started this process, by a name that it keeps when it starts it again."""
+    """A name of this process's launcher that stays the same after a restart."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work together, and which of them this one is.
+    """The processes of a distributed run, and the rank of this one.
 
-    rank: in [0, size); 0 leads: it alone writes and speaks. local_rank: the place on its machine.
-    Every method must be called by all processes, in the same order. They raise LostProcessError if one is gone.
+    rank: in [0, size); only rank 0 writes files and prints. size: the world size. local_rank: the rank on its machine.
+    Methods that communicate must be called on all ranks, in the same order. They raise LostProcessError if one is gone.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    cpu_group: ProcessGroup | None = None  # the group of their CPUs
+    cpu_group: ProcessGroup | None = None  # for flags and objects
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def rows(self, count: int) -> range:
-        """This process's part of `count` things that lie in a row."""
+        """This rank's share of `count` items, a contiguous range."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def pick_device(self, name: str) -> torch.device:
-        """`device.pick_device`; with several processes each has the GPU of its place on its machine."""
+        """`device.pick_device`; with several processes, each takes the GPU of its local rank."""
         if self.size == 1:
             return pick_device(name)
         if name not in ("auto", "cpu", "cuda"):
@@ -98,7 +97,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def on_all(self, work: Callable[[], _Result]) -> _Result:
-        """Do something in every process. If it fails in some, the first raises that, the others ElsewhereError."""
+        """Run `work` on every rank. If some fail, the lowest of them raises its error, the others ElsewhereError."""
         if self.size == 1:
             return work()
         result, error = None, None
@@ -117,71 +116,71 @@ class World:
         raise ElsewhereError(exit_code)
 
     def reported_once(self, error: DDPMError) -> DDPMError:
-        """What to raise where all processes come to the same error: the one that leads says it for all."""
+        """The exception to raise if all ranks fail with the same error: only rank 0 reports it."""
         return error if self.is_main else ElsewhereError(error.exit_code)
 
     def on_main(self, work: Callable[[], _Result]) -> _Result:
-        """Do something in the process that leads, and give what it returned (which must pickle) to all."""
+        """Run `work` on rank 0, and return its result (which must pickle) on all ranks."""
         result = self.on_all(lambda: work() if self.is_main else None)
         return cast(_Result, self.all_gather(result)[0])
 
     def all_gather(self, value: _Result) -> list[_Result]:
-        """The values of all processes, by rank."""
+        """The values of all ranks, in order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _asking():
+        with _lost_reported():
             torch.distributed.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether it is set in some process. Quick enough to ask after every step."""
+        """For each flag, whether it is set on any rank. Fast enough to call after every step."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.uint8)
-        with _asking():
+        with _lost_reported():
             torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX, group=self.cpu_group)
         return tuple(bool(flag) for flag in raised.tolist())
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all ranks are here."""
         self.any(False)
 
     def reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place."""
+        """The sum of a tensor over all ranks, in place."""
         if self.size > 1:
-            with _asking():
+            with _lost_reported():
                 torch.distributed.all_reduce(values)
         return values
 
     def reduce_min(self, values: Tensor) -> Tensor:
-        """The smallest of each element over all processes, in place."""
+        """The elementwise minimum of a tensor over all ranks, in place."""
         if self.size > 1:
-            with _asking():
+            with _lost_reported():
                 torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN)
         return values
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give the tensors of the process that leads to all, in place."""
+        """Copy the tensors of rank 0 to all ranks, in place."""
         if self.size > 1:
-            with _asking(), torch.no_grad():
+            with _lost_reported(), torch.no_grad():
                 for tensor in tensors:
                     torch.distributed.broadcast(tensor, 0)
 
     def data_parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """A network whose gradients are the means over all processes: the module itself if there is one process."""
+        """A network whose gradients are averaged over all ranks; the module itself if there is one process."""
         if self.size == 1:
             return module
-        # Of 1x1 convolutions: the strides of dimensions of size 1 differ, and mean nothing.
+        # Harmless: in 1x1 convolutions the strides of dimensions of size 1 may differ.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        with _asking():
+        with _lost_reported():
             devices = [device] if device.type == "cuda" else None
             return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
-    """Say of a failure that another process is gone, if that is what it is."""
+def _lost_reported() -> Iterator[None]:
+    """Turn an error into LostProcessError if it means that another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -191,11 +190,11 @@ def _asking() -> Iterator[None]:
 
 
 def lost_process(error: RuntimeError) -> LostProcessError:
-    """What the processes say that are left, or that cannot reach one another."""
+    """The error of the processes that are left, or that cannot reach each other."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return LostProcessError(
         f"another process of this run is gone, or cannot be reached ({reason})",
-        "What it said before that is the reason. If it said nothing it was killed: for want of memory, perhaps.",
+        "Its last message is the reason. If there is none, it was killed, perhaps because memory ran out.",
     )
 
 
@@ -206,13 +205,13 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def no_sync(module: nn.Module) -> Any:
-    """A context in which gradients are kept to their process, for all but the last part of a batch."""
+    """A context without gradient synchronisation, for all but the last part of a batch."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """Join the processes that torchrun started with this one, if it did."""
+    """Join the other processes if torchrun started this one; else a world of size 1."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "LOCAL_RANK" not in os.environ:
         yield World()
@@ -220,25 +219,25 @@ def process_group() -> Iterator[World]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     both = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if both else "gloo"
-    with _asking():
+    with _lost_reported():
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = _meet(rank, size)
             torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-        else:  # another launcher, which does not start processes again
+        else:  # another launcher, which does not restart processes
             torch.distributed.init_process_group(backend)
-        cpu_group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        cpu_group = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
     yield World(rank, size, local_rank, cast("ProcessGroup", cpu_group))
     torch.distributed.destroy_process_group()  # not after an error: it might wait for processes that wait for this one
 
 
 def _meet(rank: int, size: int) -> Store:
-    """A place to exchange addresses in which no process of an earlier try has left its own.
+    """A store for the rendezvous, without the addresses of processes from before a restart.
 
-    torchrun has one store for all its tries, where the addresses of the dead still stand. So each process is given a
-    new name; the first one keeps calling whoever stands there, by name, until all that are alive have answered.
+    torchrun keeps one store over all restarts, with the addresses of dead processes. So each process takes a new random
+    name. Rank 0 calls every name that it finds in the store until all other ranks have answered.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(host, port, is_master=False, timeout=_MEETING)  # type: ignore[attr-defined]
+    store = torch.distributed.TCPStore(host, port, is_master=False, timeout=_START_TIMEOUT)  # type: ignore[attr-defined]
     me = secrets.token_hex(8)
     if rank > 0:
         store.set(f"ddpm/here/{rank}", me)
@@ -246,7 +245,7 @@ def _meet(rank: int, size: int) -> Store:
         first = store.get(f"ddpm/call/{me}").decode()
         store.set(f"ddpm/answer/{first}/{rank}", me)
         return torch.distributed.PrefixStore(f"ddpm/{first}", store)  # type: ignore[attr-defined]
-    deadline = time.monotonic() + _MEETING.total_seconds()
+    deadline = time.monotonic() + _START_TIMEOUT.total_seconds()
     absent = set(range(1, size))
     while absent:
         for other in absent:
@@ -254,6 +253,6 @@ def _meet(rank: int, size: int) -> Store:
                 store.set(f"ddpm/call/{store.get(f'ddpm/here/{other}').decode()}", me)
         absent = {other for other in absent if not store.check([f"ddpm/answer/{me}/{other}"])}
         if time.monotonic() > deadline:
-            raise LostProcessError(f"{len(absent)} of {size} processes did not come", "Look at what they said.")
+            raise LostProcessError(f"{len(absent)} of {size} processes did not start", "Look at their output.")
         time.sleep(_POLL if absent else 0)
     return torch.distributed.PrefixStore(f"ddpm/{me}", store)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each kind with the exit code of the command line."""
+"""Errors that a user can act on, each class with its exit code on the command line."""
 
 __all__ = [
     "DDPMError",
@@ -13,9 +13,9 @@ __all__ = [
 
 
 class DDPMError(Exception):
-    """A mistake or a mishap that the user can do something about.
+    """An error that the user can do something about.
 
-    message: names the flag or the file and says what is wrong. hint: what to do about it.
+    message: the flag or the file, and the problem. hint: what to do about it.
     The command line prints both and exits with `exit_code`; it shows no traceback.
     """
 
@@ -28,13 +28,13 @@ class DDPMError(Exception):
 
 
 class UsageError(DDPMError):
-    """The command was called wrongly: a flag's value, or flags that contradict each other."""
+    """Wrong usage: a bad value of a flag, or flags that contradict each other."""
 
     exit_code = 2
 
 
 class DataError(DDPMError):
-    """Images that are missing, unreadable or unfit for the request."""
+    """Images that are missing, unreadable or unsuitable for the request."""
 
 
 class ModelError(DDPMError):
@@ -42,19 +42,19 @@ class ModelError(DDPMError):
 
 
 class TrainingError(DDPMError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class LockedError(DDPMError):
-    """Another process is at it already."""
+    """Another process has locked the run or the folder."""
 
 
 class LostProcessError(TrainingError):
-    """One of several processes that work together is gone, and the others cannot go on."""
+    """A process of a distributed run is gone, so the others cannot continue."""
 
 
 class ElsewhereError(DDPMError):
-    """Another process failed, and says why itself: this one only ends, with the same exit code."""
+    """Another process failed and reports its error. This one only ends, with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process failed")

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and read with errors that name them."""
+"""Reads and writes files and folders: writes are atomic, and errors name the file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 
-LOCK = ".lock"  # the file that is locked in a folder which only one command at a time may fill
-PARTIAL = ".ddpm-"  # the beginning of the names of files that are being written
+LOCK = ".lock"  # the lock file of a folder that one command at a time may fill
+PARTIAL = ".ddpm-"  # prefix of the names of files that are being written
 
 
 class _FromDict(Protocol):
@@ -52,14 +52,14 @@ _Config = TypeVar("_Config", bound=_FromDict)
 
 
 def write_file(path: Path, data: bytes, sync: bool = True) -> None:
-    """Write a file whole or not at all: under another name in the same folder, then renamed. Makes the folder.
+    """Write a file atomically: under a temporary name in the same folder, which is then renamed. Creates the folder.
 
-    sync: wait until the file is safe on the disk. Without it a power failure may lose the file, which is right for what
-    can be made again, and many times faster. Raises DataError.
+    sync: wait until the file is on the disk. Without it, writing is many times faster, but a power failure may lose the
+    file: use that for files that can be made again. Raises DataError.
     """
     partial = None
     try:
-        path = path.resolve()  # a link stays, and the file that it names is written
+        path = path.resolve()  # keep a link, and write the file that it points to
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is chosen before the file exists, because Ctrl-C may come at any time.
         partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
@@ -73,11 +73,11 @@ def write_file(path: Path, data: bytes, sync: bool = True) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         if partial:
-            partial.unlink(missing_ok=True)  # it is gone already if all went well
+            partial.unlink(missing_ok=True)  # missing if all went well
 
 
 def renew_file(path: Path, data: bytes) -> None:
-    """Write a file, unless it has this content already: then a full disk does not matter."""
+    """Write a file unless it has this content already, so that a full disk does not matter then."""
     try:
         same = read_bytes(path) == data
     except OSError:
@@ -88,18 +88,18 @@ def renew_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A new folder to fill. It gets the name `path` when the block ends well, and is removed when it does not.
+    """A new folder to fill. It is renamed to `path` if the block succeeds, and removed if it fails.
 
-    So a folder with its final name is always complete. An existing `path` is replaced, and removed only when the new
-    one is in its place. Where the system can exchange two names in one step (Linux, on most file systems), this holds
-    for killed processes too. Elsewhere a process that is killed between two renames leaves the old folder under the
-    name `.NAME.TOKEN.old`. What a killed process was writing is called `.NAME.TOKEN.partial`. Raises DataError.
+    So a folder with its final name is always complete. An existing `path` is removed only after the new folder has
+    replaced it. If the system can exchange two names in one step (Linux, on most file systems), a kill cannot break
+    this. Elsewhere a process that is killed between two renames leaves the old folder as `.NAME.TOKEN.old`. The
+    unfinished folder of a killed process is called `.NAME.TOKEN.partial`. Raises DataError.
     """
     path = path.resolve()
     if path == Path.cwd():
         raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # two processes never fill one folder
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # unique, so two processes never share it
     old = partial.with_suffix(".old")
     partial.mkdir()
     try:
@@ -119,7 +119,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Give two folders each other's name, in one step. False where the system cannot do that."""
+    """Exchange the names of two folders in one step. False if the system cannot do that."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
@@ -129,7 +129,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace(new: Path, path: Path, old: Path) -> None:
-    """Give a folder the name `path` in two steps; the one that has it gets the name `old`, or keeps its name."""
+    """Rename `path` to `old`, then `new` to `path`. If the second step fails, undo the first."""
     try:
         path.rename(old)
         new.rename(path)
@@ -147,7 +147,7 @@ def _replace(new: Path, path: Path, old: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on the disk."""
-    with contextlib.suppress(*[OSError] if path.is_dir() else []):  # not every file system can do that with folders
+    with contextlib.suppress(*[OSError] if path.is_dir() else []):  # some file systems cannot do that for folders
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -157,10 +157,10 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Be the only process in the block. Gives True; False where the file system has no locks or takes no new file.
+    """Hold a lock in the block. Yields True, or False if the file system has no locks or the file cannot be created.
 
-    path: a file to lock. It is made, and never removed; only the lock on it counts, which ends with the process. wait:
-    until the lock is free; otherwise raise LockedError.
+    path: the lock file. It is created and never deleted; only the lock (flock) counts, which ends with the process.
+    wait: wait until the lock is free; else raises LockedError.
     """
     handle = None
     held = False
@@ -219,7 +219,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises ValueError on what is not JSON in UTF-8, or is nested too deep."""
+    """The value of JSON in UTF-8. Raises ValueError if it is not that, or is nested too deep."""
     try:
         return json.loads(data.decode())
     except RecursionError:
@@ -227,7 +227,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ModelError, naming the file, if it is missing or is not a JSON object."""
+    """A JSON object from a file. Raises ModelError, naming the file, if it is missing or not a JSON object."""
     try:
         values = parse_json(read_bytes(path))
     except FileNotFoundError:
@@ -242,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(kind: type[_Config], path: Path) -> _Config:
-    """Settings from their JSON file. Raises ModelError, naming the file, if they cannot be used."""
+    """Settings from their JSON file. Raises ModelError, naming the file, if they are not valid."""
     values = read_json(path)
     try:
         return kind.from_dict(values)
@@ -259,7 +259,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read(12) == b"version http":  # what a clone without Git LFS has in the place of large files
+            if file.read(12) == b"version http":  # a clone without Git LFS has this instead
                 raise ModelError(f"{path}: is a pointer of Git LFS, not the weights", "git lfs pull") from None
         raise ModelError(f"{path}: cannot be read ({error})", "The file is damaged or incomplete.") from None
     except OSError as error:

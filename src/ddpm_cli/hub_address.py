@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 __all__ = ["NAME", "HubAddress", "parse_name", "parse_url"]
 
-# org/name: letters, digits and _, and in between . and -; so never .. or a leading dot.
+# org/name: letters, digits and _; also . and -, but not first or last. So no part is `..` or begins with a dot.
 _PART = r"\w(?:[\w.-]*\w)?"
 NAME = rf"{_PART}/{_PART}"
 _REVISION = rf"{_PART}(?:/{_PART})*"
@@ -33,10 +33,10 @@ def parse_name(text: str) -> HubAddress | None:
 
 
 def parse_url(url: str, dataset: bool = False) -> HubAddress | None:
-    """The model, or the data set, that a URL means; None if it is not such a page of the Hub.
+    """The model or the data set at a URL; None if the URL is not such a page of the Hub.
 
     https://huggingface.co/org/name[/tree|blob|resolve|commit/REVISION[/...]], with datasets/ before org for a data set;
-    hf.co and $HF_ENDPOINT stand for huggingface.co. hf://org/name[@REVISION], or hf://datasets/org/name[@REVISION].
+    hf.co and $HF_ENDPOINT mean huggingface.co too. hf://org/name[@REVISION], or hf://datasets/org/name[@REVISION].
     A slash in REVISION is written %2F, as the Hub does; in refs/pr/N and refs/convert/NAME it may also be a slash.
     """
     try:
@@ -60,7 +60,7 @@ def parse_url(url: str, dataset: bool = False) -> HubAddress | None:
 
 
 def _below_the_hub(place: str) -> list[str]:
-    """The parts of the path below the Hub; an empty one for another host. place: the host and the path of a URL."""
+    """The parts of a URL's path on the Hub; [""] for another host. place: the host and path of the URL."""
     endpoint = os.environ.get("HF_ENDPOINT", "").partition("://")[2].rstrip("/")
     for hub in (*_HOSTS, *([endpoint] if endpoint else [])):
         if place.lower().startswith(f"{hub.lower()}/"):

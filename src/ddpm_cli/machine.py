@@ -37,7 +37,7 @@ def _cpu_quotas() -> Iterator[float]:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still get, of the machine, of its containers, of its limits; None if nobody says."""
+    """Bytes that this process can still allocate, by machine, container and process limits; None if not known."""
     shared = [_in_meminfo("MemAvailable:")]
     used_of = dict(_pairs(Path("/proc/self/status")))
     own = []
@@ -55,7 +55,7 @@ def free_memory() -> int | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that the machine has, and that this process's containers may have; None if nobody says."""
+    """Bytes of memory of the machine, at most the limit of its containers; None if not known."""
     sizes = [_in_meminfo("MemTotal:"), *(_number(group / "memory.max") for group in _control_groups())]
     return min((size for size in sizes if size is not None), default=None)
 

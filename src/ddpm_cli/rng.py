@@ -1,6 +1,6 @@
-"""Everything random: each number is a function of a seed, its use, and its place in that use.
+"""Random numbers: each one depends only on the seed, its use, and its index within that use.
 
-So nothing random is ever saved: a resumed run, another process or another batch size draws the same numbers.
+So no generator state is saved. A resumed run and a run in several processes draw the same numbers.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from torch import Tensor
 
 __all__ = ["ImageNoise", "data_order", "seed_everything", "training_noise"]
 
-_BLOCK = 64  # rows of a batch whose noise comes from one generator
+_BLOCK = 64  # rows of a batch that share one generator
 
 
 def _generator_seed(index: int, *key: object) -> int:
     """A 32-bit seed for item `index` of the stream named by `key`; different items of a stream never share one.
 
     PyTorch's CPU generator uses 32 bits of its seed. A hash of the index would collide by the birthday paradox within
-    50,000 images, so the stream is hashed to a place in the ring of seeds, and its items follow one another there.
+    50,000 images. So only the stream is hashed, to a start value modulo 2**32, and its items count up from there.
     """
     start = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big")
     return (start + index) % 2**32
 
 
 def seed_everything(seed: int, use: str, index: int = 0) -> None:
-    """Make what is drawn from PyTorch's own generators a function of (seed, use, index)."""
+    """Seed PyTorch's global generators from (seed, use, index)."""
     torch.manual_seed(_generator_seed(index, use, seed))
 
 
 def training_noise(
     seed: int, step: int, batch_size: int, rows: range, shape: tuple[int, int, int], T: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What Algorithm 1 draws for some rows of the batch of a step.
+    """Draw flips, t and eps of Algorithm 1 for some rows of a step's batch.
 
-    Returns `mirrored` (B,) bool, each with probability 1/2; t (B,) int64, uniform in [0, T); eps (B, C, H, W) from
-    N(0, I). Row i of step k gets what (seed, k, i) says, whoever draws it: several processes draw what one would, and a
-    resumed run what the unbroken one did. Rows are drawn in blocks, so nobody draws much more than his own.
+    Returns `mirrored` (B,) bool, each True with probability 1/2; t (B,) int64, uniform in [0, T); eps (B, C, H, W) from
+    N(0, I). Row i of step k depends only on (seed, k, i) and the batch size. So several processes draw the same as one,
+    and a resumed run the same as one that never stopped. Rows are drawn in blocks, so few are drawn in vain.
     """
     generator = torch.Generator(device)
     blocks = range(rows.start // _BLOCK, -(-rows.stop // _BLOCK))
@@ -58,8 +58,8 @@ def training_noise(
 class ImageNoise:
     """The noise of some images of one seed: each call draws the next (B, C, H, W), float32 on the CPU, from N(0, I).
 
-    Image i has a generator of its own, so what it gets depends on (seed, i) alone: not on the batch it is in, nor on
-    the device. `stream` names the use; two uses of one seed are independent.
+    Image i has its own generator, so its noise depends only on (seed, i), not on its batch or the device. `stream` is
+    the name of the use; two uses of one seed are independent.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], stream: str = "reverse") -> None:
@@ -72,5 +72,5 @@ class ImageNoise:
 
 def data_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order of the images in an epoch: a permutation of 0..count-1, (count,) int64."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # not hashed: old runs must go on
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # no hash: old runs must resume
     return torch.randperm(count, generator=generator)

@@ -13,8 +13,8 @@ def safe(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text on one line that every file and terminal accepts. Names may hold line breaks, escape codes or stray bytes,
-    which are written as `\\n`, `\\x1b` and the like."""
+    """Text on one line, safe for every file and terminal: line breaks, escape codes and stray bytes are written as
+    `\\n`, `\\x1b` and the like."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -58,7 +58,7 @@ def test_failures_exit_1_and_leave_nothing(cli, tmp_path, args, names):
 
 
 def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypatch):
-    (tmp_path / "cache").touch()  # a cache that is a file: decoding fails in a way that has no message of its own
+    (tmp_path / "cache").touch()  # the cache is a file, so decoding fails with an unexpected error
     code, _, err = cli("train", digits)
     assert (code, err.startswith("Error: "), "Traceback" in err) == (1, True, False)
     monkeypatch.setenv("DDPM_DEBUG", "1")

@@ -1,4 +1,4 @@
-"""The help: fast, complete, readable at 80 columns, and its examples are real commands."""
+"""The help is fast, complete and readable at 80 columns, and its examples are valid commands."""
 
 import re
 import shlex
@@ -38,7 +38,7 @@ def examples(epilog: str) -> list[list[str]]:
 
 
 def test_help_imports_little():
-    """Modules are counted, not seconds; benchmarks/startup.py has those."""
+    """It tests modules, not seconds; benchmarks/startup.py measures these."""
     result = subprocess.run([sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for_noise, for_all = result.stderr.splitlines()
@@ -58,13 +58,13 @@ def test_help_at_80_columns(cli, monkeypatch, command):
     assert [line.strip() for line in out.splitlines() if line.strip()][-len(epilog) :] == epilog
 
 
-def test_names_in_brackets_are_no_markup(cli):
+def test_names_in_brackets_are_not_markup(cli):
     for command in ("info", "sample"):
         assert "org/name[@revision]" in cli(command, "--help")[1]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_examples_are_real_commands(command):
+def test_examples_are_valid_commands(command):
     found = examples(typer.main.get_command(build(command)).epilog)
     assert found
     for program, name, *args in found:

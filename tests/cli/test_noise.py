@@ -59,14 +59,14 @@ def test_several_t_make_a_strip(cli, emoji):
 
 
 @pytest.mark.parametrize("output", ["/proc/x.png", "file/x.png"])
-def test_an_output_that_cannot_be_is_named(cli, emoji, output):
+def test_an_impossible_output_is_named(cli, emoji, output):
     Path("file").touch()
     code, _, err = cli("noise", emoji, "-o", output)
     assert code == 1
     assert err.startswith((f"Error: {output}: ", f"Error: -o {output}: "))
 
 
-def test_a_link_is_written_through(cli, emoji):
+def test_the_target_of_a_link_is_written(cli, emoji):
     Path("link.png").symlink_to("target.png")
     assert cli("noise", emoji, "-o", "link.png")[0] == 0
     assert Path("link.png").is_symlink()

@@ -1,4 +1,4 @@
-"""`ddpm sample`: where samples go, and what it is told."""
+"""`ddpm sample`: its outputs and options."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from conftest import picture
 PNG = b"\x89PNG"
 
 
-def test_sample_to_every_kind_of_place(cli, small_model, tmp_path):
+def test_every_kind_of_output(cli, small_model, tmp_path):
     common = ("-m", small_model, "--n", 5, "--seed", 3)
     assert cli("sample", *common, "-o", "grid.png")[1] == "grid.png\n"
     assert cli("sample", *common, "-o", "images/")[1] == "images\n"
@@ -44,7 +44,7 @@ def test_sample_options(cli, small_model):
     result = json.loads(out)
     assert code == 0
     assert (result["n"], result["steps"], result["seed"], result["output"]) == (3, 5, 0, "a.png")
-    assert str(small_model) in err  # what was chosen is said
+    assert str(small_model) in err  # the note names the model
     assert cli("sample", "-m", small_model, "--n", 1, "-q", "-o", "b.png") == (0, "b.png\n", "")
     code, _, err = cli("sample", "-m", small_model, "--steps", 21, "-o", "c.png")
     assert code == 2

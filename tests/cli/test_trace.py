@@ -34,14 +34,14 @@ def test_trace_animations(cli, color_model, emoji, name):
         assert (animation.n_frames, animation.size) == (7, (2 * 66 + 2, 16 + 66 + 2))
 
 
-def test_a_gif_as_high_as_a_brace_is_an_image(cli, color_model):
-    """Byte 8 of a GIF is the low byte of its height. 123 is `{`, which stands there in a safetensors file."""
+def test_a_gif_of_height_123_is_an_image(cli, color_model):
+    """Byte 8 of a GIF is the low byte of its height. 123 is `{`, which a safetensors file has there."""
     Image.new("L", (50, 123), 90).save("tall.gif")
     assert cli("denoise-trace", "tall.gif", "-m", color_model, "--t", 5, "-o", "trace.png")[0] == 0
 
 
-def test_an_image_of_the_models_size_needs_no_file_between(cli, color_model, emoji):
-    """denoise-trace IMG --t N is noise IMG --t N and denoise-trace in one."""
+def test_an_image_needs_no_file_in_between(cli, color_model, emoji):
+    """denoise-trace IMG --t N equals noise IMG --t N followed by denoise-trace."""
     picture(emoji).resize((8, 8)).save("small.png")
     assert cli("denoise-trace", "small.png", "-m", color_model, "--t", 30, "-o", "one.png")[0] == 0
     assert cli("noise", "small.png", "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0

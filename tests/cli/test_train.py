@@ -12,12 +12,12 @@ import pytest
 from conftest import picture
 from ddpm_cli.training import rehearsal
 
-OPTIONS = ("--batch-size", 4, "--sample-every", 99)  # previews are dear, and the last one comes always
+OPTIONS = ("--batch-size", 4, "--sample-every", 99)  # previews are slow, and the last one is always drawn
 
 
 @pytest.fixture
 def run(quick_run) -> Path:
-    """A finished run that the test may change, at the place where a run of `digits` is looked for."""
+    """A finished run that the test may change, in the default folder of a run of `digits`."""
     return Path(shutil.copytree(quick_run, "runs/digits"))
 
 
@@ -30,7 +30,7 @@ def test_a_run_and_samples_of_it(cli, digits):
     assert json.loads((run / "config.json").read_text())["train"]["batch_size"] == 4
     assert picture(run / "samples" / "step-00000002.png").size == (42, 42)
     sample = ("sample", "--n", 1, "--steps", 3)
-    assert cli(*sample, "-o", "newest.png")[0] == 0  # of the newest run
+    assert cli(*sample, "-o", "newest.png")[0] == 0  # from the newest run
     assert cli(*sample, "-m", run / "checkpoints" / "step-00000002", "-o", "named.png")[0] == 0
     assert Path("newest.png").read_bytes() == Path("named.png").read_bytes()
     assert cli(*sample, "--weights", "raw", "-o", "raw.png")[0] == 0
@@ -59,14 +59,14 @@ def test_resume_refuses_what_contradicts_the_run(cli, digits, run):
     assert (run / "config.json").read_text() == before
 
 
-def test_resume_goes_on(cli, digits, run):
+def test_resume_continues(cli, digits, run):
     code, out, err = cli("train", digits, "--resume", "--steps", 6, "--json", "--precision", "fp32")
     result = json.loads(out)
     assert (code, result["run"], result["steps"]) == (0, "runs/digits", 6)
     assert "resuming at step 4" in err
 
 
-def test_the_same_line_starts_a_run_and_goes_on_with_it(cli, digits, quick_model):
+def test_the_same_line_starts_and_continues_a_run(cli, digits, quick_model):
     line = ("train", digits, "--resume", "--from", quick_model, *OPTIONS)
     for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "resuming at step 4")):
         code, _, err = cli(*line, "--steps", steps)
@@ -77,7 +77,7 @@ def test_quiet(cli, digits, quick_model):
     assert cli("train", digits, "--from", quick_model, "--steps", 1, *OPTIONS, "-q") == (0, "runs/digits\n", "")
 
 
-def test_what_train_left_out_is_named(cli, digits, quick_model):
+def test_files_that_were_left_out_are_named(cli, digits, quick_model):
     shutil.copytree(digits, "mixed")
     Path("mixed/bad.png").write_bytes(b"x")
     code, _, err = cli("train", "mixed", "--from", quick_model, "--steps", 1, *OPTIONS)
@@ -86,7 +86,7 @@ def test_what_train_left_out_is_named(cli, digits, quick_model):
     assert "bad.png" in err
 
 
-def test_unfit_requests_are_refused_before_anything_is_made(cli, digits):
+def test_bad_options_are_refused_before_anything_is_written(cli, digits):
     code, _, err = cli("train", digits, "--size", 30, "--preset", "tiny")
     assert (code, "--size 30" in err, "Hint: Try --size 32." in err) == (2, True, True)
     Path("folder").mkdir()
@@ -105,7 +105,7 @@ def test_a_file_where_the_run_needs_a_folder_is_found_at_the_start(cli, digits, 
 
 
 def test_a_folder_with_a_name_of_any_bytes(cli, digits, quick_model, tmp_path):
-    """The name goes onto the model card, and no checkpoint may be lost over it."""
+    """The name is part of the model card, and must not break a checkpoint."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     shutil.copytree(digits, folder)
     code, _, err = cli("train", folder, "-o", "run", "--from", quick_model, "--steps", 1, *OPTIONS)
@@ -114,7 +114,7 @@ def test_a_folder_with_a_name_of_any_bytes(cli, digits, quick_model, tmp_path):
 
 
 def test_a_second_signal_stops_at_once(monkeypatch):
-    """But one that comes with the first is the same: launchers and batch systems send it to all."""
+    """But a signal right after the first one counts as the same: launchers and batch systems may send both."""
     from ddpm_cli.cli import follow
     from ddpm_cli.cli.follow import _stop_signals
 
@@ -131,7 +131,7 @@ def test_a_second_signal_stops_at_once(monkeypatch):
 
 
 def test_dry_run(cli, digits, tmp_path, monkeypatch):
-    """It prints what would be trained, and writes nothing."""
+    """It prints the plan, and writes nothing."""
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
     options = ("--preset", "tiny", "--size", 8, "--batch-size", 4, "--steps", 40, "--precision", "fp32")
     code, out, err = cli("train", digits, "--dry-run", *options)
@@ -156,7 +156,7 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_of_a_run_that_goes_on(cli, digits, run, monkeypatch):
+def test_dry_run_of_a_resumed_run(cli, digits, run, monkeypatch):
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
     code, out, _ = cli("train", digits, "--dry-run", "--resume", "--steps", 400, "--json")
@@ -164,6 +164,6 @@ def test_dry_run_of_a_run_that_goes_on(cli, digits, run, monkeypatch):
     assert (code, plan["start"], plan["config"]["train"]["steps"]) == (0, 4, 400)
     assert plan["seconds"] > 396 / plan["steps_per_second"] > 0
     weights = sum(path.stat().st_size for path in run.glob("checkpoints/step-00000004/*/*.safetensors"))
-    assert plan["checkpoint_bytes"] == 16 * plan["parameters"] == pytest.approx(weights, rel=0.5)  # small ones: headers
+    assert plan["checkpoint_bytes"] == 16 * plan["parameters"] == pytest.approx(weights, rel=0.5)  # plus headers
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
-    assert cli("train", digits, "--dry-run")[0] == 1  # as the run itself would be refused
+    assert cli("train", digits, "--dry-run")[0] == 1  # the run itself would be refused too

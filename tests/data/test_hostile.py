@@ -1,4 +1,4 @@
-"""What is found in scraped folders, and what attackers put there: no file stops a run, and each is accounted for."""
+"""Hostile files, from scraped folders or attackers: none stops a run, and each one is read or named."""
 
 import base64
 import gzip
@@ -31,7 +31,7 @@ from processes import GUARD
 
 Image.init()
 
-SIDE = 8  # of every picture that is not about its size, so that a pack holds its very pixels
+SIDE = 8  # of every picture that does not test sizes, so that a pack has exactly its pixels
 COLOUR = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 GRAY = COLOUR[:, :, 0]
 RGB = Image.fromarray(COLOUR)
@@ -47,7 +47,7 @@ def encoded(kind: str, image: Image.Image = RGB, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """What Pillow alone makes of a file, where the encoder loses something."""
+    """The pixels by Pillow alone, if the encoder is lossy."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -72,7 +72,7 @@ def png(
 
 
 def flip(data: bytes, at: int) -> bytes:
-    """With one bit flipped."""
+    """The data with one bit flipped."""
     copy = bytearray(data)
     copy[at] ^= 1
     return bytes(copy)
@@ -126,7 +126,7 @@ KINDS = {
 
 
 def with_segment(marker: int, data: bytes) -> bytes:
-    """JPEG with one segment more, of metadata."""
+    """JPEG with another segment of metadata."""
     return JPEG[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + JPEG[2:]
 
 
@@ -135,7 +135,7 @@ def with_exif(*tags: tuple[int, int, int, int]) -> bytes:
 
 
 def changed(data: bytes, marker: bytes, at: int, new: bytes) -> bytes:
-    """With other bytes at a distance from a marker."""
+    """The data with other bytes at an offset from a marker."""
     start = data.index(marker) + at
     return data[:start] + new + data[start + len(new) :]
 
@@ -150,7 +150,7 @@ def zipped() -> bytes:
 ORIENTATION = 0x0112
 PALETTE = chunk(b"PLTE", bytes(range(18)))
 
-# Files that hold no image, or none that can be trusted.
+# Files without an image, or with one that cannot be trusted.
 BAD: dict[str, bytes] = {
     # no image at all
     "empty.png": b"",
@@ -249,7 +249,7 @@ BAD: dict[str, bytes] = {
     "float.ppm": b"Pf\n1 1\n-1.0\n" + bytes(4),
     "comment without end.ppm": b"P6\n#" + b"a" * 2**16,
 }
-# A name that would write lines of its own, one that no encoding has, and one as long as names may be.
+# A name with line breaks, one that is not valid in any encoding, and one of the greatest length.
 BAD |= dict.fromkeys(("a\nb.png: fine\x1b[2J\u202e.png", "��.jpg", "n" * 251 + ".png"), b"x")
 BAD |= {f"{kind} begins.{kind.rpartition('.')[2]}": data[:12] for kind, data in KINDS.items()}
 BAD |= {
@@ -264,7 +264,7 @@ OTHER = Image.fromarray(COLOUR[::-1, ::-1])
 MASK = Image.fromarray(np.where(GRAY > 99, 255, 0).astype(np.uint8))
 FADED = Image.merge("LA", (Image.fromarray(GRAY), MASK))
 
-# Odd files that are images all the same, with the pixels that training should see.
+# Unusual files that are images, with the pixels that training should get.
 GOOD: dict[str, tuple[bytes, np.ndarray]] = {
     "plain.png": (PNG, COLOUR),
     "LOUD.PNG": (PNG, COLOUR),
@@ -312,7 +312,7 @@ GOOD: dict[str, tuple[bytes, np.ndarray]] = {
     "and more.png": (PNG + b"trailing garbage", COLOUR),
     "and more.jpg": (JPEG + zipped(), decoded(JPEG)),
     "two.jpg": (JPEG + PROGRESSIVE, decoded(JPEG)),
-    "no end.png": (PNG[:-12], COLOUR),  # all pixels are there, and their own check sum
+    "no end.png": (PNG[:-12], COLOUR),  # all pixels and their check sum are correct
     "pixels' crc.png": (flip(png(), -13), GRAY),
     "top down.bmp": (bmp(height=-SIDE), COLOUR),
     "by hand.tif": (tiff(), GRAY),
@@ -336,7 +336,7 @@ EVERY_BAD = (*BAD, *NO_FILES, "locked.png")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """All of the above, and what no archive could hold."""
+    """All files above, and things that no archive can hold."""
     folder = tmp_path_factory.mktemp("hostile") / "images"
     (folder / "folder.png").mkdir(parents=True)
     for name, data in FILES.items():
@@ -363,7 +363,7 @@ def pack_of(path: Path, **settings: object) -> Pack:
 
 
 def assert_left_out(lines: list[str], names: Iterable[str]) -> None:
-    """lines: of `name: reason`. A name may hold a colon itself."""
+    """lines: `name: reason`. A name may contain a colon."""
     expected = [f"{printable(name)}: " for name in sorted(names)]
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
     assert all(line[len(start) :].strip() for line, start in zip(lines, expected, strict=True))
@@ -382,17 +382,17 @@ def test_the_corpus_is_large():
     assert not EVERY_GOOD.keys() & set(EVERY_BAD)
 
 
-def test_a_run_trains_on_what_is_good_and_names_the_rest(ddpm, corpus, tmp_path):
-    """And passes on nothing that Pillow says. A program in PostScript is not run: this one would not end."""
+def test_a_run_trains_on_good_files_and_names_the_others(ddpm, corpus, tmp_path):
+    """It shows no warnings of Pillow. It does not run PostScript: this program would not end."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
     (tmp_path / "bin/gs").chmod(0o755)
     options = ["--steps", 2, "--preset", "tiny", "--size", SIDE, "--batch-size", 4, "-o", "run"]
     done = ddpm("train", corpus, *options, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
-    said = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (0, b"run\n"), said
-    assert not re.search(r"Traceback|Warning|More samples per pixel|\x1b\[2J|\u202e", said)
-    assert f"{len(EVERY_GOOD)} in {corpus}, {len(EVERY_BAD)} left out" in said
+    shown = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (0, b"run\n"), shown
+    assert not re.search(r"Traceback|Warning|More samples per pixel|\x1b\[2J|\u202e", shown)
+    assert f"{len(EVERY_GOOD)} in {corpus}, {len(EVERY_BAD)} left out" in shown
     assert not Path("ran").exists()
     assert_left_out(Path("run/left_out.txt").read_text().splitlines(), EVERY_BAD)
     (folder,) = Path("cache/packs").iterdir()
@@ -408,8 +408,8 @@ def test_strict_refuses(cli, corpus):
     assert not Path("runs").exists()
 
 
-def test_what_was_refused_is_not_tried_at_every_start(corpus):
-    """Only what the disk did not give is looked at again; a damaged file may make Pillow seek as if the disk failed."""
+def test_damaged_files_are_not_tried_at_every_start(corpus):
+    """Only files that the disk failed to read are tried again. A damaged file may look like that to Pillow."""
     first = pack_of(corpus)
     assert set(first.unread) <= {"gone.png", "self.png", "locked.png"}
     made = (first.folder / "index.json").stat().st_ino
@@ -462,7 +462,7 @@ def test_survey(corpus):
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_archives_of_them(kind):
-    """As far as their names can be in one."""
+    """All files whose names an archive can hold."""
     files = {name: data for name, data in FILES.items() if name.isascii()}
     if kind == "zip":
         with zipfile.ZipFile("all.zip", "w", zipfile.ZIP_DEFLATED) as archive:

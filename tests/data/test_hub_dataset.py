@@ -1,4 +1,4 @@
-"""Data sets of the Hub, through the real library `datasets`, from a server on 127.0.0.1."""
+"""Data sets on the Hub, with the real library `datasets` and a server on 127.0.0.1."""
 
 import io
 import os
@@ -98,7 +98,7 @@ def test_a_folder_of_images_and_a_revision(hub, tmp_path):
     assert sorted(pack[torch.arange(3)].float().mean((1, 2, 3)).tolist()) == [0, 10, 20]
 
 
-def test_what_is_no_data_set_of_images(hub, tmp_path):
+def test_data_sets_without_images(hub, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,b\n1,2\n")
     hub.add("datasets/org/text", tmp_path / "text")

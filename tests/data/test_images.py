@@ -1,4 +1,4 @@
-"""Files of every kind to tensors and back, and the pictures made of them."""
+"""Image files to tensors and back, and pictures of tensors."""
 
 import io
 
@@ -16,7 +16,7 @@ def pixels(image: Image.Image, channels: int, background: str = "white") -> torc
     return images.from_pil(images.flatten(image, channels, background))
 
 
-def test_all_256_values_come_back():
+def test_all_256_values_survive_a_round_trip():
     values = torch.arange(256, dtype=torch.uint8)
     x = images.to_float(values)
     assert (x.min(), x.max()) == (-1, 1)
@@ -63,7 +63,7 @@ def test_transparency_shows_the_background(tmp_path):
 def test_exif_rotation_is_applied(tmp_path):
     image = Image.new("RGB", (4, 2), "white")
     exif = image.getexif()
-    exif[0x0112] = 6  # turn a quarter
+    exif[0x0112] = 6  # a rotation by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert images.decode(tmp_path / "turned.jpg", "turned.jpg").size == (2, 4)
 
@@ -80,7 +80,7 @@ def test_fit():
     assert images.fit(image.resize((4, 4)), 4).size == (4, 4)
 
 
-def test_what_is_no_image_is_named(tmp_path, photo):
+def test_a_file_without_an_image_is_named(tmp_path, photo):
     for data in (b"", b"hello", photo.read_bytes()[:600]):
         with pytest.raises(DataError, match=r"^cat\.png: "):
             images.decode(data, "cat.png")
@@ -95,7 +95,7 @@ def test_grid_and_strip_put_tiles_where_they_belong():
     picture = images.from_pil(pictures.grid(tiles))[0]
     assert picture.shape == (14, 20)  # 2 rows and 3 columns of 4 pixels with 2 between
     assert [picture[3, 3], picture[3, 9], picture[3, 15], picture[9, 3], picture[9, 9]] == [40, 80, 120, 160, 200]
-    assert picture[9, 15] == 255  # white where there is no sixth
+    assert picture[9, 15] == 255  # white instead of a sixth tile
     labelled = pictures.strip([tiles, tiles], [f"t={i}" for i in range(5)], ["x_t", "x_0"])
     assert labelled.size == (24 + 5 * 66 + 2, 16 + 2 * 66 + 2)  # enlarged to 64, so that labels have room
     assert pictures.strip([tiles], ["t=1000"] * 5).size == (5 * 66 + 2, 16 + 66 + 2)
@@ -110,7 +110,7 @@ def test_animation(suffix):
     assert animation.convert("RGB").getpixel((4, 4)) == (0, 0, 255)
 
 
-def test_npz_is_numpys():
+def test_numpy_reads_the_npz():
     batches = [torch.randint(256, (2, 3, 4, 5), dtype=torch.uint8), torch.randint(256, (1, 3, 4, 5), dtype=torch.uint8)]
     array = np.load(io.BytesIO(pictures.npz_bytes(batches, 3)))["arr_0"]
     assert array.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""From a folder of anything to batches of pixels."""
+"""Packs: from a folder of any files to batches of pixels."""
 
 import io
 import shutil
@@ -39,7 +39,7 @@ def test_pixels_of_a_pack_are_those_of_the_files(digits, tmp_path):
     assert torch.equal(pack[torch.tensor([7, 7, 3])], expected[[7, 7, 3]])
 
 
-def test_a_zip_is_as_good_as_a_folder(digits, tmp_path):
+def test_a_zip_gives_the_same_pack_as_a_folder(digits, tmp_path):
     archive = tmp_path / "digits.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(digits.rglob("*.png")):
@@ -59,7 +59,7 @@ def test_shards(digits, tmp_path, monkeypatch):
     assert torch.equal(pieces[some], whole[some])
 
 
-def test_a_pack_is_made_once_for_what_is_in_it(digits, tmp_path):
+def test_a_pack_is_made_once_for_the_same_files(digits, tmp_path):
     folder = tmp_path / "digits"
     shutil.copytree(digits, folder)
     first = pack_of(folder, tmp_path / "cache")
@@ -94,7 +94,7 @@ def test_bad_files_are_left_out_and_named(digits, photo, tmp_path):
 
 
 def test_damaged_metadata_and_archives_are_one_bad_file(digits, photo, tmp_path):
-    """What Pillow's plugins and zipfile raise is not to be foreseen; it must not end a run."""
+    """Pillow's plugins and zipfile may raise any exception; none may end a run."""
     data = bytearray(photo.read_bytes())
     broken_exif = (
         data[:2]
@@ -150,8 +150,8 @@ def test_a_damaged_pack_is_made_again(digits, tmp_path):
         assert (len(again), again.fingerprint) == (60, good.fingerprint)
 
 
-def test_a_file_that_comes_back_is_taken_in(digits, tmp_path):
-    """The link's target was on a disk that was away; the link itself has not changed."""
+def test_a_file_that_comes_back_is_used(digits, tmp_path):
+    """The target of a link was on an unmounted disk; the link itself has not changed."""
     folder = tmp_path / "digits"
     shutil.copytree(digits, folder)
     (folder / "link.png").symlink_to(tmp_path / "away.png")
@@ -164,7 +164,7 @@ def test_a_file_that_comes_back_is_taken_in(digits, tmp_path):
 
 
 def test_the_fingerprint_is_of_the_pixels(digits, tmp_path):
-    """Images that were copied elsewhere are the same images."""
+    """Copies of the images have the same fingerprint."""
     shutil.copytree(digits, tmp_path / "copy", copy_function=shutil.copyfile)
     packs = [pack_of(path, tmp_path / "cache") for path in (digits, tmp_path / "copy")]
     assert packs[0].folder != packs[1].folder

@@ -108,14 +108,14 @@ def test_the_key_changes_when_a_file_does(kind, digits):
     assert len(set(keys)) == 4
 
 
-def test_a_tar_whose_pack_exists_is_not_unpacked(tar, monkeypatch):
+def test_a_tar_with_a_pack_is_not_unpacked(tar, monkeypatch):
     Path("digits.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
     assert len(pack_of("digits.tar.gz")) == 60
     monkeypatch.setattr("ddpm_cli.data.sources.archives.Tar.scan", lambda *args: pytest.fail("it was read"))
     assert len(pack_of("digits.tar.gz")) == 60
 
 
-def test_what_a_tar_may_hold(digits):
+def test_members_of_a_tar(digits):
     def add(archive, name, data=b"", **fields):
         info = tarfile.TarInfo(name)
         info.size = len(data)
@@ -148,7 +148,7 @@ def test_what_a_tar_may_hold(digits):
 
 
 def test_archives_that_are_cut_short(digits, tar):
-    """What is before the damage is taken, and the damage is named."""
+    """Images before the damage are used, and the damage is named."""
     whole = tar.read_bytes()
     cuts = {"header.tar": whole[: 40 * 1024 + 100], "noise.tar": whole[: 40 * 1024] + b"\xff" * 4096}
     cuts |= {"half.tar.gz": (packed := gzip.compress(whole))[: len(packed) // 2]}
@@ -160,13 +160,13 @@ def test_archives_that_are_cut_short(digits, tar):
         assert any("damaged" in reason or "truncated" in reason for _, reason in pack.left_out), name
 
 
-def test_zips_with_members_that_lie(tmp_path):
+def test_zips_with_false_members(tmp_path):
     with zipfile.ZipFile("a.zip", "w") as archive:
         for name in ("crypt.png", "good.png", "moved.png", "huge.png", "crc.png"):
             archive.writestr(name, png())
     raw = bytearray(Path("a.zip").read_bytes())
 
-    def directory(name: bytes) -> int:  # where the name's entry in the archive's directory begins
+    def directory(name: bytes) -> int:  # the start of the entry in the archive's directory
         return raw.rindex(name) - 46
 
     raw[directory(b"crypt.png") + 8] |= 1
@@ -192,7 +192,7 @@ def test_a_list(digits, tmp_path):
     lines += ["images/no suffix", "images/gone.png", "images", "a\x00b.png"[:1] + ".png"]
     (folder / "some.lst").write_text("\n".join(lines), encoding="utf-8")
     pack = pack_of(folder / "some.lst")
-    assert len(pack) == 5  # what is listed twice is there twice
+    assert len(pack) == 5  # a file that is listed twice is used twice
     assert dict(pack.left_out) == {
         "images/gone.png": "no such file",
         "images": "not a file but a folder, pipe or device",
@@ -200,7 +200,7 @@ def test_a_list(digits, tmp_path):
     }
 
 
-def test_a_list_of_nothing():
+def test_an_empty_list():
     for name, text in {"prose.txt": "Dear reader,\nthere are no paths here.", "none.txt": "# nothing\n"}.items():
         Path(name).write_text(text)
         with pytest.raises(DataError, match=f"{name}: none of the"):
@@ -373,8 +373,8 @@ def test_the_hint_for_a_name_on_the_hub():
         assert hint in (caught.value.hint or "")
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
-    """Its path is longer than the system takes: that stops root too."""
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    """Its path is too long for the system, even for root."""
     Path("images").mkdir()
     Path("images/a.png").write_bytes(png())
     with monkeypatch.context() as patch:
@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
     assert "name too long" in reason
 
 
-def test_thousands_of_folders_in_one_another(monkeypatch):
+def test_thousands_of_nested_folders(monkeypatch):
     Path("images").mkdir()
     with monkeypatch.context() as patch:
         patch.chdir("images")
@@ -398,7 +398,7 @@ def test_thousands_of_folders_in_one_another(monkeypatch):
             patch.chdir("d")
         Path("a.png").write_bytes(png())
     assert len(pack_of("images")) == 1
-    subprocess.run(["rm", "-r", "images"], check=True)  # shutil, with which pytest tidies up, cannot
+    subprocess.run(["rm", "-r", "images"], check=True)  # pytest removes folders with shutil, which cannot do it
 
 
 def test_names_are_printable():

@@ -1,4 +1,4 @@
-"""What an output means: x_0, eps and the variance agree with one another, for every kind of network."""
+"""Predictions: x_0, eps and the variance are consistent, for every kind of network."""
 
 import math
 
@@ -17,15 +17,15 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def told(output, **config) -> Denoiser:
-    """For a network that says this of every x_t."""
+def constant(output, **config) -> Denoiser:
+    """A denoiser whose network always returns this output."""
     return Denoiser.from_config(lambda x_t, t: output, ScheduleConfig(**config))
 
 
 @pytest.mark.parametrize("t", [0, 500, 999, torch.tensor([0, 5, 999])])
 @pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
-def test_a_perfect_network_sees_the_image_and_the_noise(kind, t):
-    """Whatever a network predicts, its target is read back as the x_0 and the eps it was made of."""
+def test_targets_give_back_the_image_and_the_noise(kind, t):
+    """For every prediction type, the target converts back to the x_0 and eps that it was computed from."""
     x_0, eps = draw(3, 1, 4, 4).clamp(-1, 1), draw(3, 1, 4, 4, seed=1)
     denoiser = Denoiser.from_config(lambda x_t, t: target, ScheduleConfig(prediction_type=kind))
     target = denoiser.target(x_0, t, eps)
@@ -62,7 +62,7 @@ def test_a_learned_range_lies_between_the_two_variances(value, table):
     assert denoiser(draw(1, 3, 2, 2), 500).log_variance.mean().item() == pytest.approx(expected)
 
 
-def test_the_network_is_asked_for_its_own_steps():
+def test_the_network_gets_the_steps_it_was_trained_with():
     asked = []
 
     def network(x_t, t):
@@ -88,16 +88,16 @@ def test_equation_7_after_15_is_equation_11():
     t = torch.tensor([0, 1, 500, 999])
     beta, alpha, abar = (v[t].view(-1, 1, 1, 1) for v in (PAPER.betas, PAPER.alphas, PAPER.alphas_cumprod))
     equation_11 = (x_t - beta / (1 - abar).sqrt() * eps) / alpha.sqrt()
-    mean = told(eps)(x_t, t, clip=False).mean
+    mean = constant(eps)(x_t, t, clip=False).mean
     torch.testing.assert_close(mean, equation_11, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("t", [1, 100, 999])
 def test_equation_12_is_equation_8(kind, t):
-    """The distance of two means is that of their eps, times the weight beta^2 / (2 sigma^2 alpha (1 - abar))."""
+    """The error of the mean (Eq. 8) is that of eps times beta^2 / (2 sigma^2 alpha (1 - abar)) (Eq. 12)."""
     x_t, eps, other = draw(1, 1, 1, 1), draw(1, 1, 1, 1, seed=1), draw(1, 1, 1, 1, seed=2)
-    one, two = (told(e, variance_type=kind)(x_t, t, clip=False) for e in (eps, other))
+    one, two = (constant(e, variance_type=kind)(x_t, t, clip=False) for e in (eps, other))
     sigma2 = math.exp(one.log_variance)
     weight = PAPER.betas[t] ** 2 / (2 * sigma2 * PAPER.alphas[t] * (1 - PAPER.alphas_cumprod[t]))
     torch.testing.assert_close(
@@ -111,14 +111,14 @@ def test_variances_are_those_of_diffusers(kind):
     theirs.set_timesteps(1000)
     x_t = draw(1, 1, 2, 2)
     for t in (1, 2, 500, 999):
-        ours = math.exp(told(x_t, variance_type=kind)(x_t, t).log_variance)
+        ours = math.exp(constant(x_t, variance_type=kind)(x_t, t).log_variance)
         assert ours == pytest.approx(theirs._get_variance(t).item(), rel=1e-3)
 
 
 def test_v_is_that_of_diffusers():
     x_0, eps, t = draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1), torch.tensor([0, 500, 999])
     expected = DDPMScheduler().get_velocity(x_0, eps, t)
-    found = told(x_0, prediction_type="v_prediction").target(x_0, t, eps)
+    found = constant(x_0, prediction_type="v_prediction").target(x_0, t, eps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_a_learned_variance_is_that_of_diffusers():
     x_t, values, theirs = draw(2, 3, 2, 2), draw(2, 3, 2, 2, seed=1), DDPMScheduler()
 
     def ours(values, t, kind):
-        return told(torch.cat([x_t, values], 1), variance_type=kind)(x_t, t).log_variance
+        return constant(torch.cat([x_t, values], 1), variance_type=kind)(x_t, t).log_variance
 
     for t in (1, 500, 999):
         expected = theirs._get_variance(t, predicted_variance=values, variance_type="learned_range")
@@ -135,4 +135,4 @@ def test_a_learned_variance_is_that_of_diffusers():
     variance = values.abs() + 0.1
     expected = theirs._get_variance(500, predicted_variance=variance, variance_type="learned")
     torch.testing.assert_close(ours(variance, 500, "learned").exp(), expected)
-    assert ours(-variance, 500, "learned").isfinite().all()  # theirs is not a number there
+    assert ours(-variance, 500, "learned").isfinite().all()  # theirs is NaN there

@@ -1,4 +1,4 @@
-"""The loss against independent derivations: torch's own distributions, sums to one, and gradients that must be zero."""
+"""The loss against independent derivations: torch's distributions, sums of probabilities, and zero gradients."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_the_bound_is_zero_where_the_model_is_the_posterior():
     torch.testing.assert_close(exact, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_a_wrong_eps_costs_what_equation_12_says():
+def test_the_bound_of_a_wrong_eps_is_equation_12():
     """L_{t-1} = beta^2 / (2 sigma^2 alpha (1 - abar)) ||eps - eps_theta||^2, for the variance of the posterior."""
     x_0, eps, wrong = pixels(3, 1, 4, 4), draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
     t = torch.tensor([1, 500, 999])
@@ -73,8 +73,8 @@ def test_the_loss_is_the_error_of_what_is_predicted(kind):
     assert training_loss(denoiser, x_0, t, eps).mean().item() == pytest.approx(0.25, rel=1e-6)
 
 
-def test_the_bound_teaches_the_variance_alone():
-    """L_hybrid: the gradient of what is predicted is that of L_simple; that of the variance is the bound's."""
+def test_the_bound_trains_only_the_variance():
+    """L_hybrid: the prediction has the gradient of L_simple, and the variance has that of the bound."""
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     output = draw(4, 2, 4, 4, seed=2).requires_grad_()
     training_loss(Denoiser.from_config(lambda x, t: output, LEARNED), x_0, t, eps).mean().backward()
@@ -82,7 +82,7 @@ def test_the_bound_teaches_the_variance_alone():
     output.grad = None
     torch.nn.functional.mse_loss(output[:, :1], eps).backward()
     torch.testing.assert_close(hybrid[:, :1], output.grad[:, :1], rtol=1e-5, atol=1e-9)
-    assert (hybrid[:, 1:] != 0).any(dim=(1, 2, 3)).all()  # every t, and t=0 by way of Eq. 13
+    assert (hybrid[:, 1:] != 0).any(dim=(1, 2, 3)).all()  # every t; t=0 uses Eq. 13
 
 
 def test_learning_the_variance_finds_the_right_one():

@@ -1,4 +1,4 @@
-"""The reverse loop and the ancestral step: against diffusers, and where the truth is known in closed form."""
+"""The reverse loop and the ancestral step: against diffusers and closed forms."""
 
 import math
 
@@ -14,7 +14,7 @@ T1000 = Denoiser.from_config(lambda x_t, t: x_t, ScheduleConfig()).schedule
 
 
 def denoiser(network, chosen, kind="fixed_small", **config) -> Denoiser:
-    """On these steps, with this variance also where steps are left out."""
+    """A denoiser on these steps, with this variance even if steps are left out."""
     whole = Denoiser.from_config(network, ScheduleConfig(variance_type=kind, **config))
     return Denoiser(network, whole.schedule.subsequence(chosen), whole.config)
 
@@ -53,7 +53,7 @@ def gaussian_eps(mean: float, std: float):
 
 
 def exact_moments(mean: float, std: float, chosen: list[int], kind: str) -> tuple[float, float]:
-    """Mean and deviation of the sample for that network, by pushing a Gaussian through Algorithm 2 in plain numbers."""
+    """Mean and standard deviation of the sample for that network: Algorithm 2 applied to a Gaussian in closed form."""
     m, v = 0.0, 1.0
     for i in reversed(range(len(chosen))):
         abar = T1000.alphas_cumprod[chosen[i]].item()
@@ -72,7 +72,7 @@ def exact_moments(mean: float, std: float, chosen: list[int], kind: str) -> tupl
 
 @pytest.mark.parametrize("steps", [1000, 200, 20])
 @pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
-def test_gaussian_data_comes_out_right(kind, steps):
+def test_gaussian_data_is_reproduced(kind, steps):
     mean, std = 0.3, 0.5
     chosen = T1000.spaced(steps)
     generator = torch.Generator().manual_seed(0)
@@ -82,14 +82,14 @@ def test_gaussian_data_comes_out_right(kind, steps):
 
     *_, last = ancestral(denoiser(gaussian_eps(mean, std), chosen, kind, clip_sample=False), noise(), noise)
     found = last.x_t.mean().item(), last.x_t.std().item()
-    # 40,000 draws: three standard errors are 0.0075 for the mean and 1.1 % for the deviation.
+    # 40,000 samples: three standard errors are 0.0075 for the mean and 1.1 % for the deviation.
     assert found == pytest.approx(exact_moments(mean, std, chosen, kind), rel=0.012, abs=0.0075)
-    if steps == 1000:  # the whole chain gives the data back
+    if steps == 1000:  # all steps reproduce the data
         assert found == pytest.approx((mean, std), rel=0.02, abs=0.01)
 
 
 def test_a_point_is_recovered_exactly():
-    """Data that is one point: the posterior's variance is then the exact one, and the last step is its mean."""
+    """If the data is a single point, the posterior variance is exact, and the last step is its mean."""
     generator = torch.Generator().manual_seed(0)
 
     def noise():
@@ -99,7 +99,7 @@ def test_a_point_is_recovered_exactly():
     torch.testing.assert_close(last.x_t, torch.full_like(last.x_t, -0.7), rtol=0, atol=1e-9)
 
 
-def test_the_loop_shows_every_state_once():
+def test_the_loop_yields_every_state_once():
     asked, drawn = [], []
 
     def unet(x_t, t):
@@ -116,6 +116,6 @@ def test_the_loop_shows_every_state_once():
     assert asked == [[500], [10], [0]]
     assert len(drawn) == 2  # no noise at the last step
     assert torch.equal(states[0].x_t, x_T)
-    assert states[1].x_t.dtype == torch.float32  # whatever the noise came in
+    assert states[1].x_t.dtype == torch.float32  # whatever the dtype of the noise
     assert all(state.x_0.abs().max() <= 1 for state in states[:3])  # clipped
     assert torch.equal(states[3].x_t, states[2].x_0)  # the last mean is the prediction itself

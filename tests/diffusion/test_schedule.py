@@ -1,4 +1,4 @@
-"""The schedule against the paper's equations, by other derivations, and against diffusers."""
+"""The schedule against other derivations of the paper's equations, and against diffusers."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_betas_are_those_of_diffusers(kind):
 
 
 @pytest.mark.parametrize("t", [0, 1, 250, 999])
-def test_q_sample_is_what_single_steps_add_up_to(t):
+def test_q_sample_is_the_composition_of_single_steps(t):
     """Eq. 4 against Eq. 2, by the algebra of Gaussians: means multiply, variances accumulate."""
     mean, variance = 1.0, 0.0
     for beta in PAPER.betas[: t + 1].tolist():
@@ -61,7 +61,7 @@ def test_posterior_is_bayes_rule():
     torch.testing.assert_close(PAPER.posterior_variance[t], 1 / precision.flatten(), rtol=1e-9, atol=0)
 
 
-def test_one_t_for_all_is_as_one_t_each():
+def test_one_t_for_all_equals_one_t_each():
     x_0, eps = draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
     t = torch.tensor([0, 500, 999])
     x_t = PAPER.q_sample(x_0, t, eps)
@@ -80,7 +80,7 @@ def test_subsequence_keeps_the_marginals():
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 600, 999, 1000])
-def test_spaced_gives_as_many_steps_as_asked_for(n):
+def test_spaced_gives_the_requested_number_of_steps(n):
     chosen = PAPER.spaced(n)
     assert len(set(chosen)) == n
     assert chosen[-1] == 999

@@ -1,4 +1,4 @@
-"""What a model says of itself: `ddpm info`, and the card that goes with it."""
+"""Information about a model: `ddpm info`, and the model card."""
 
 import json
 import shutil
@@ -72,17 +72,17 @@ def test_info_of_a_run(cli, finished_run):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
+    ("schedule", "expected"),
     [
         (ScheduleConfig(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"), "the velocity, v"),
         (ScheduleConfig(beta_schedule="squaredcos_cap_v2"), "1000 steps, squaredcos_cap_v2\n"),
         (ScheduleConfig(2, trained_betas=(0.1, 0.2)), "2 steps, trained_betas\n"),
         (ScheduleConfig(thresholding=True), "dynamic thresholding"),
-        (ScheduleConfig(clip_sample=False), "left as they are"),
+        (ScheduleConfig(clip_sample=False), "not limited"),
     ],
 )
-def test_info_of_other_models(cli, tmp_path, schedule, said):
-    assert said in cli("info", write_model(tmp_path / "model", SMALL, schedule))[1]
+def test_info_of_other_models(cli, tmp_path, schedule, expected):
+    assert expected in cli("info", write_model(tmp_path / "model", SMALL, schedule))[1]
 
 
 def test_info_of_a_model_on_the_hub_downloads_no_weights(cli, small_model, tmp_path, monkeypatch):
@@ -97,11 +97,11 @@ def test_info_of_a_model_on_the_hub_downloads_no_weights(cli, small_model, tmp_p
         assert not any("safetensors" in name for name in server.downloaded())
 
 
-def test_what_the_cards_of_the_field_say(tmp_path):
+def test_cards_of_other_programs(tmp_path):
     (tmp_path / CARD).write_text(THEIRS)
-    recipe, said = read_recipe(tmp_path), read_card(tmp_path)
+    recipe, card = read_recipe(tmp_path), read_card(tmp_path)
     assert recipe is None
-    assert said == {
+    assert card == {
         "license": "apache-2.0",
         "datasets": "huggan/smithsonian_butterflies_subset",
         "learning_rate": "0.0001",
@@ -117,7 +117,7 @@ def test_what_the_cards_of_the_field_say(tmp_path):
 
 
 def test_every_checkpoint_is_a_model_page(finished_run, digits):
-    """The Hub's metadata, the newest preview, the recipe; and nothing of the machine it was made on."""
+    """The Hub's metadata, the newest preview, the recipe, and no path of this machine."""
     newest = finished_run / "checkpoints" / "step-00000004"
     card = ModelCard.load(newest / CARD)
     assert card.data.library_name == "diffusers"
@@ -134,7 +134,7 @@ def test_every_checkpoint_is_a_model_page(finished_run, digits):
     assert PREVIEW not in (earlier / CARD).read_text()
 
 
-def test_a_card_knows_where_it_is_and_what_it_came_from():
+def test_a_card_names_its_address_and_its_base():
     model = facts(SMALL, ScheduleConfig())
     recipe = {"base": "google/ddpm-cat-256@1a2b3c4", "images": {"name": "a|b", "count": 3}, "train": {}}
     text = model_card(model, recipe, preview=False, address="me/cats")
@@ -152,8 +152,8 @@ def test_save_pretrained_keeps_how_it_was_trained(finished_run, tmp_path):
     assert read_recipe(tmp_path / "copy") == read_recipe(finished_run / "checkpoints" / "step-00000004")
 
 
-def test_cards_and_recipes_of_others_cannot_deceive(cli, small_model, tmp_path):
-    """A card is text from anywhere: it replaces no fact, and its control codes reach no terminal."""
+def test_untrusted_cards_and_recipes_are_safe(cli, small_model, tmp_path):
+    """A card is untrusted text: it replaces no fact, and its control codes are escaped."""
     model = tmp_path / "model"
     shutil.copytree(small_model, model)
     (model / CARD).write_text("## Hyperparameters\n- variance: none at all\n- note: \x1b]0;owned\x07 hello\n")
@@ -167,14 +167,14 @@ def test_cards_and_recipes_of_others_cannot_deceive(cli, small_model, tmp_path):
         DDPM.from_pretrained(model).save_pretrained(tmp_path / "copy")
 
 
-def test_only_a_generated_card_counts_as_ours():
+def test_an_edited_card_does_not_count_as_generated():
     text = model_card(facts(SMALL, ScheduleConfig()), None, preview=False)
     assert is_generated(text)
     assert not is_generated(text.replace("gray", "grey"))
     assert not is_generated("mine")
 
 
-def test_info_checks_the_weights_that_are_here(cli, small_model, tmp_path):
+def test_info_checks_local_weights(cli, small_model, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(small_model, model)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -184,4 +184,4 @@ def test_info_checks_the_weights_that_are_here(cli, small_model, tmp_path):
     assert (code, out) == (1, "")
     assert "cannot be read" in err
     weights.unlink()
-    assert "has no weights beside unet/config.json" in cli("info", model)[2]
+    assert "has no weights next to unet/config.json" in cli("info", model)[2]

@@ -1,4 +1,4 @@
-"""`ddpm convert`: the same function under other names, against the networks as those programs define them."""
+"""`ddpm convert`: the converted network computes the same as the networks of the other programs."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_the_authors_weights(cli, mults, size, variance):
 
 
 def test_improved_diffusion(cli, cosine):
-    """Flags as their README lists them. The network sees t * 1000 / T, in ours and in diffusers' hands."""
+    """Flags as their README lists them. The network gets t * 1000 / T, in ddpm and in diffusers."""
     x, t = noise(32), torch.tensor([3999, 5])
     expected = openai(cosine, x, t * 1000 / 4000, 32, MULTS, 1, {16, 8}, c_last=6)
     code, out, err = cli("convert", saved(cosine, "ema.pt"), "-o", "model", *COSINE, "--json")
@@ -71,7 +71,7 @@ def test_improved_diffusion(cli, cosine):
         close(DDPMPipeline.from_pretrained("model").unet(x, t).sample, expected)
 
 
-def test_improved_diffusion_without_its_novelties(cli):
+def test_improved_diffusion_with_plain_settings(cli):
     """No scale_shift, one head, a fixed variance, a linear schedule of 500 steps that are not rescaled."""
     weights, x, t = Weights(), noise(32), torch.tensor([499, 5])
     expected = openai(weights, x, t, 32, MULTS, 2, {16}, heads=1, scale_shift=False)
@@ -82,11 +82,11 @@ def test_improved_diffusion_without_its_novelties(cli):
     full = NoiseSchedule.from_config(model.schedule_config)
     assert full.betas[[0, -1]].tolist() == pytest.approx(
         [0.0002, 0.04]
-    )  # the paper's, twice as steep in half the steps
+    )  # the paper's, twice as large in half the steps
 
 
 def test_as_many_heads_at_every_width(cli):
-    """UNet2DModel of diffusers does not support this: a note tells so, and diffusers refuses the model."""
+    """UNet2DModel of diffusers does not support this: a note tells it, and diffusers refuses the model."""
     weights, x, t = Weights(), noise(64), torch.tensor([999, 5])
     expected = openai(weights, x, t, 32, (1, 2, 3, 4), 1, {16, 8})
     code, _, err = cli("convert", saved(weights, "a.pt"), "-o", "m", *LINEAR[2:4], "--diffusion-steps", "1000")
@@ -99,7 +99,7 @@ def test_as_many_heads_at_every_width(cli):
         DDPMPipeline.from_pretrained("m")
 
 
-def test_flags_are_checked_and_missing_ones_asked_for(cli, cosine):
+def test_missing_and_wrong_flags_are_named(cli, cosine):
     path = saved(cosine, "ema.pt")
 
     def refusal(*flags: str) -> str:
@@ -143,7 +143,7 @@ def test_what_cannot_be_converted_is_named(cli, cosine, small_model, photo):
     assert "lucidrains" in refusal("model-1.pt")
     assert "neither of pytorch_diffusion nor" in refusal(saved({"a.weight": torch.zeros(1)}, "other.pt"))
     weights = small_model / "unet" / "diffusion_pytorch_model.safetensors"
-    assert "is of diffusers already" in refusal(weights)
+    assert "is a file of diffusers already" in refusal(weights)
 
 
 def test_nothing_is_overwritten(cli, cosine, tmp_path):

@@ -1,6 +1,6 @@
-"""The models of the field: each kind that is on the Hub, written by diffusers with random weights, read by us.
+"""Diffusers pipelines: each kind of model on the Hub, written by diffusers with random weights, and read by ddpm.
 
-The same network output, and the same images step by step with the same noise.
+The network output is the same, and with the same noise so are the images of each step.
 """
 
 import json
@@ -21,7 +21,7 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def blocks(kinds: str, way: str) -> tuple[str, ...]:
-    """DDA -> plain, plain and attention blocks; R stands for residual resampling."""
+    """DDA -> plain, plain and attention blocks; R means residual resampling."""
     resample = {"Down": "ResnetDownsampleBlock2D", "Up": "ResnetUpsampleBlock2D"}[way]
     return tuple({"D": f"{way}Block2D", "A": f"Attn{way}Block2D", "R": resample}[kind] for kind in kinds)
 
@@ -53,12 +53,12 @@ LEARNED = {"variance_type": "learned_range"}
 class Model:
     unet: dict
     scheduler: dict = field(default_factory=dict)
-    layout: str = "nested"  # or flat
-    steps: int = 10  # of the sampler that are compared, from the first on
+    layout: str = "nested"  # or in one folder
+    steps: int = 10  # the number of sampler steps that are compared, from the first
     batch: int = 2
 
 
-# The large ones with smaller images, for time: the network is the same, and test_unet.py runs it at 256x256.
+# Large models get smaller images, to save time: the network is the same, and test_unet.py runs it at 256x256.
 MODELS = {
     "google/ddpm-cifar10-32": Model(
         unet(32, (128, 256, 256, 256), "DADD", **GOOGLE), {"variance_type": "fixed_large"}, "flat", steps=3
@@ -129,7 +129,7 @@ def noise_of(t: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_as_diffusers(name, tmp_path):
-    """Every step starts from our state, so that an error cannot hide in, or grow out of, the steps before."""
+    """Every step starts from our state, so that errors of earlier steps do not matter."""
     model = MODELS[name]
     theirs = written_by_diffusers(model, tmp_path)
     ours = DDPM.from_pretrained(tmp_path, device="cpu", precision="fp32")
@@ -144,7 +144,7 @@ def test_the_same_as_diffusers(name, tmp_path):
         assert step.t == t
         with torch.no_grad():
             output, expected = ours.unet(step.x_t, torch.tensor([t])), theirs.unet(step.x_t, t).sample
-        assert expected.std() > 0.1  # the weights are such that a difference would show
+        assert expected.std() > 0.1  # the weights are large enough to show a difference
         assert ((output - expected).norm() / expected.norm()).item() < 1e-5
         after = theirs.scheduler.step(expected, t, step.x_t, generator=torch.Generator().manual_seed(t))
         close(step.x_0, after.pred_original_sample)
@@ -154,7 +154,7 @@ def test_the_same_as_diffusers(name, tmp_path):
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """As near as their float32 schedule is to the float64 one, whose 1 - abar_0 is 1.7e-4 away from it."""
+    """As near as their float32 schedule is to the float64 one: 1 - abar_0 differs by 1.7e-4."""
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
@@ -236,7 +236,7 @@ def renamed(folder: Path) -> Path:
     old["down_blocks"] = [f"UNetRes{kind}" for kind in old["down_blocks"]]
     old["up_blocks"] = [f"UNetRes{kind}" for kind in old["up_blocks"]]
     for key in ("add_attention", "dropout", "num_train_timesteps", "mid_block_type", "attn_norm_num_groups"):
-        del old[key]  # came later
+        del old[key]  # newer than these files
     (folder / "unet" / "config.json").write_text(json.dumps(old | {"_class_name": "UNetUnconditionalModel"}))
     path = folder / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(path.read_text())
@@ -253,14 +253,14 @@ def without_class_name(folder: Path) -> Path:
 
 
 def ddim(folder: Path) -> Path:
-    """An index and a scheduler that another sampler wrote."""
+    """An index and a scheduler of another sampler."""
     DDIMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(folder / "scheduler")
     edit(folder / "model_index.json", _class_name="DDIMPipeline", scheduler=["diffusers", "DDIMScheduler"])
     return folder
 
 
 def averaged(folder: Path) -> Path:
-    """As EMAModel.save_pretrained leaves it."""
+    """As EMAModel.save_pretrained writes it."""
     edit(folder / "unet" / "config.json", decay=0.9999, inv_gamma=1.0, power=0.75, optimization_step=100)
     edit(folder / "unet" / "config.json", min_decay=0.0, update_after_step=0, use_ema_warmup=True)
     return folder
@@ -297,7 +297,7 @@ def test_every_layout_is_the_same_model(course, layout):
     assert torch.equal(sample(LAYOUTS[layout](course)), before)
 
 
-def test_half_precision_weights_are_read_where_there_are_no_others(course):
+def test_half_precision_weights_are_read_if_there_are_no_others(course):
     single = course / "unet" / f"{WEIGHTS}.safetensors"
     half = {name: value.half() for name, value in tensors_of(course).items()}
     save_file(half, single.with_suffix(".fp16.safetensors"))
@@ -309,10 +309,10 @@ def test_half_precision_weights_are_read_where_there_are_no_others(course):
     assert torch.equal(sample(course), rounded)
 
 
-def test_predict_epsilon_was_how_x_0_was_said():
+def test_predict_epsilon_false_means_x_0():
     assert ScheduleConfig.from_dict({"predict_epsilon": False}).prediction_type == "sample"
     assert ScheduleConfig.from_dict({"predict_epsilon": True}).prediction_type == "epsilon"
-    later = {"predict_epsilon": False, "prediction_type": "epsilon"}  # a key that newer versions carried along
+    later = {"predict_epsilon": False, "prediction_type": "epsilon"}  # a key that newer versions kept
     assert ScheduleConfig.from_dict(later).prediction_type == "epsilon"
 
 
@@ -326,39 +326,39 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "said"),
+    ("file", "values", "expected"),
     [
         ("unet/config.json", {"num_class_embeds": 10}, "class-conditional"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class-conditional"),
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "draws from a text"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "generates images from text"),
         ("unet/config.json", {"_class_name": "Transformer2DModel"}, "not a UNet2DModel"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "score-based SDE"),
         ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"]}, "score-based SDE"),
-        ("unet/config.json", {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "from a text"),
+        ("unet/config.json", {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "from text"),
         ("unet/config.json", {"in_channels": 4, "out_channels": 4}, "in_channels=4"),
         ("unet/config.json", {"out_channels": 9}, "from 3 to 9 channels"),
         ("unet/config.json", {"out_channels": 6}, "needs twice the channels"),
         ("unet/config.json", {"sample_size": [16, 32]}, "sample_size=[16, 32]"),
         ("unet/config.json", {"mid_block_type": None}, "mid_block_type=None"),
         ("unet/config.json", {"attention_head_dim": 64}, "heads of 64 channels"),
-        ("unet/config.json", {"time_embedding_type": "learned", "num_train_timesteps": 500}, "knows 500 steps"),
+        ("unet/config.json", {"time_embedding_type": "learned", "num_train_timesteps": 500}, "has 500 steps"),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
         ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "needs twice the channels"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "2 trained_betas for 1000 steps"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "exp"}, "beta_schedule='exp'"),
-        ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "draws latents"),
+        ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "generates latents"),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, "from text"),
     ],
 )
-def test_other_models_are_refused_with_the_reason(course, file, values, said):
+def test_other_models_are_refused_with_the_reason(course, file, values, expected):
     edit(course / file, **values)
-    assert said in refusal(course)
+    assert expected in refusal(course)
     assert file.split("/")[-1] in refusal(course) or str(course) in refusal(course)
 
 
-def test_a_pipeline_that_lacks_an_optional_part_is_none_of_those(course):
+def test_a_pipeline_without_an_optional_part_is_read(course):
     edit(course / "model_index.json", vae=[None, None])
     sample(course)
 
@@ -379,21 +379,21 @@ def test_parameters_that_do_not_fit_are_named(course):
     assert "conv_in.weight is (8, 3, 1, 9), not (8, 3, 3, 3)" in refusal(course)
 
 
-def test_a_lost_shard_is_named(course):
+def test_a_missing_shard_is_named(course):
     sharded(course)
     (course / "unet" / f"{WEIGHTS}-00002-of-00003.safetensors").unlink()
     assert "lacks shard 2 of 3" in refusal(course)
 
 
 class Evil:
-    """What a pickle can do: run anything when it is loaded."""
+    """A pickle that runs code when it is loaded."""
 
     def __reduce__(self):
         return (Path.touch, (Path("owned"),))
 
 
 @pytest.mark.parametrize("content", [{"conv_in.weight": Evil()}, Evil(), [1, 2], {"a": "text"}, UNetConfig()])
-def test_a_pickle_of_more_than_tensors_is_refused_unread(course, content):
+def test_a_pickle_of_more_than_tensors_is_refused(course, content):
     pickled(course)
     torch.save(content, course / "unet" / f"{WEIGHTS}.bin")
     assert f"{WEIGHTS}.bin: holds" in refusal(course)
@@ -407,12 +407,12 @@ def test_a_cut_pickle_is_damaged(course):
     assert f"{WEIGHTS}.bin: cannot be read" in refusal(course)
 
 
-def test_a_folder_without_a_model_says_what_is_there(tmp_path):
+def test_a_folder_without_a_model_lists_its_files(tmp_path):
     assert "holds no model" in refusal(tmp_path)
     (tmp_path / "holiday.jpg").touch()
     assert "holds no model: no config.json among holiday.jpg" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert "has no weights beside config.json" in refusal(tmp_path)
+    assert "has no weights next to config.json" in refusal(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_refused(course):
@@ -423,17 +423,17 @@ def test_weights_that_are_not_finite_are_refused(course):
         assert "conv_in.bias hold values that are not finite" in refusal(course)
 
 
-def test_what_lies_in_the_place_of_weights_is_named(course, tmp_path):
+def test_other_things_instead_of_weights_are_named(course, tmp_path):
     weights = course / "unet" / f"{WEIGHTS}.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    said = refusal(course)
-    assert "a pointer of Git LFS" in said
-    assert "git lfs pull" in said
+    message = refusal(course)
+    assert "a pointer of Git LFS" in message
+    assert "git lfs pull" in message
     edit(course / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_end=2.0)
     assert "scheduler_config.json: beta_end=2.0: must be between 0 and 1" in refusal(course)
 
 
-def test_one_shard_stands_for_all(course):
+def test_one_shard_means_all(course):
     before = sample(course)
     sharded(course)
     assert torch.equal(sample(course / "unet" / f"{WEIGHTS}-00002-of-00003.safetensors"), before)

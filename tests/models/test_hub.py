@@ -1,4 +1,4 @@
-"""Addresses of models: folders, files, runs, and a Hub of our own on 127.0.0.1 over real HTTP."""
+"""Addresses of models: folders, files, runs, and a Hub on 127.0.0.1 over real HTTP."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def server(small_model, tmp_path, monkeypatch):
-    """A Hub that has the small model as org/small, among files that are not needed; and an empty cache."""
+    """A Hub that has the small model as org/small, with files that are not needed; and an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     with hub_server.serve() as server:
         server.add("org/small", small_model)
@@ -49,7 +49,7 @@ def test_a_model_from_the_hub(server, tmp_path):
     assert first.stdout.startswith(b"\x89PNG")
     assert f"model org/small@{server.repos['org/small'].sha[:7]}".encode() in first.stderr
     assert server.downloaded() == {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", WEIGHTS}
-    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):  # nobody listens there
+    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):  # no server is there
         again = sample(tmp_path, "org/small@v1", **env)
         assert again.stdout == first.stdout
         assert b"from the cache; the Hub cannot be reached" in again.stderr
@@ -73,13 +73,13 @@ def test_nothing_is_downloaded_twice(server):
     assert server.downloaded() == set()
 
 
-def test_what_a_model_is_needs_no_weights(server):
+def test_information_needs_no_weights(server):
     located = hub.resolve("org/small", weights=False)
     assert WEIGHTS not in server.downloaded()
     assert located.weight_bytes == len(server.repos["org/small"].files[WEIGHTS])
 
 
-def test_a_hub_that_is_down_is_not_needed_twice(server):
+def test_a_downloaded_model_does_not_need_the_hub(server):
     first = hub.resolve("org/small")
     server.faults[""] = 503
     again = hub.resolve("org/small")
@@ -107,7 +107,7 @@ def test_revisions_and_pages(server):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "expected"),
     [
         ("org/none", "neither a directory here nor a public model"),
         ("org/secret", "access to this model"),
@@ -118,23 +118,23 @@ def test_revisions_and_pages(server):
         ("https://[/org/small", "not a model's page"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(server, small_model, address, said):
+def test_refusals_of_the_hub_are_explained(server, small_model, address, expected):
     server.add("org/secret", small_model)
     server.gated.add("org/secret")
-    assert said in refusal(address)
+    assert expected in refusal(address)
 
 
 @pytest.mark.parametrize(
     "address",
     ["../../etc", "org/..", "org/../..", "org/small@../../x", "org/.hidden", "org/a/b", "org/small@", "a b/c"],
 )
-def test_no_name_leads_out_of_the_cache(server, tmp_path, address):
+def test_no_name_escapes_the_cache(server, tmp_path, address):
     assert "no such file or directory, and not a name" in refusal(address)
     assert server.requests == []
     assert not (tmp_path / "home").exists()
 
 
-def test_no_answer_leads_out_of_the_cache(server, tmp_path, monkeypatch):
+def test_no_answer_escapes_the_cache(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_server.Repo, "sha", "../../../out")
     assert "'../../../out', which is not a commit" in refusal("org/small")
     assert not (tmp_path / "home").exists()
@@ -156,12 +156,12 @@ def damage(path: Path, keep_times: bool) -> None:
 
 
 def test_weights_are_hashed_once(server, monkeypatch):
-    """And again when the file is another one, has changed, or nothing is known about it."""
+    """They are hashed again if the file was replaced or changed, or if there is no record of it."""
     hashed = []
     sha256 = hashlib.sha256
     monkeypatch.setattr(
         "hashlib.sha256", lambda *data: hashed.extend([1] * (not data)) or sha256(*data)
-    )  # not the Hub's
+    )  # not from the Hub
 
     def times() -> int:
         hashed.clear()
@@ -181,7 +181,7 @@ def test_weights_are_hashed_once(server, monkeypatch):
 
 @pytest.mark.parametrize("keep_times", [False, True])
 def test_weights_that_were_damaged_later_are_found(server, keep_times):
-    """Also where the time of modification is put back: the time of the last change (ctime) cannot be."""
+    """Even if the modification time is set back, since nobody can set the time of the last change (ctime)."""
     first = hub.resolve("org/small")
     damage(first.weights[0].resolve(), keep_times)
     assert "does not have the hash" in refusal("org/small")
@@ -203,7 +203,7 @@ def test_a_broken_hub(server):
 
 
 @pytest.mark.parametrize(
-    ("file", "fault", "said"),
+    ("file", "fault", "expected"),
     [
         (WEIGHTS, 404, "the Hub answered 404"),
         (WEIGHTS, "drop", "could not be fetched"),
@@ -213,55 +213,55 @@ def test_a_broken_hub(server):
         ("unet/config.json", "flip", "does not have the hash"),
     ],
 )
-def test_a_file_that_does_not_arrive_is_never_loaded(server, file, fault, said):
+def test_an_incomplete_download_is_never_loaded(server, file, fault, expected):
     server.faults[file] = fault
-    assert said in refusal("org/small")
+    assert expected in refusal("org/small")
     server.faults[""] = 503
-    assert "the Hub answered 503" in refusal("org/small")  # what is left of it is not taken for the model
+    assert "the Hub answered 503" in refusal("org/small")  # the rest of it is not used as the model
     server.faults.clear()
-    hub.resolve("org/small")  # and the next try mends it
+    hub.resolve("org/small")  # and the next try repairs it
 
 
-def test_a_connection_that_drops_once_is_taken_up_again(server, small_model):
+def test_a_dropped_download_is_continued(server, small_model):
     server.faults[WEIGHTS] = "drop once"
     assert hub.resolve("org/small").weights[0].read_bytes() == (small_model / WEIGHTS).read_bytes()
 
 
-def test_a_model_that_cannot_be_run_is_not_downloaded(server):
+def test_an_unsupported_model_is_not_downloaded(server):
     files = server.repos["org/small"].files
     files["model_index.json"] = b'{"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}'
     assert "org--small" in refusal("org/small")
-    assert "draws latents" in refusal("org/small")
+    assert "generates latents" in refusal("org/small")
     assert WEIGHTS not in server.downloaded()
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("gone", "expected"),
     [
         ("unet/config.json", "org/small: holds no model: no config.json among README.md"),
         ("scheduler/scheduler_config.json", "scheduler_config.json: missing"),
-        ("unet/diffusion_pytorch_model", "org/small: has no weights beside unet/config.json"),
+        ("unet/diffusion_pytorch_model", "org/small: has no weights next to unet/config.json"),
     ],
 )
-def test_a_repository_that_lacks_a_file(server, gone, said):
+def test_a_repository_that_lacks_a_file(server, gone, expected):
     files = server.repos["org/small"].files
     for name in [name for name in files if name.startswith(gone)]:
         del files[name]
-    assert said in refusal("org/small")
+    assert expected in refusal("org/small")
 
 
 @pytest.mark.parametrize("token", ["hf_secret\x0bABC", "hf_s\xe9cret", "hf secret"])
 def test_a_damaged_token_is_not_printed(server, monkeypatch, token):
-    """The HTTP library would complain about the header, with the header."""
+    """The HTTP library would print the header in its error."""
     monkeypatch.setenv("HF_TOKEN", token)
-    said = refusal("org/small")
-    assert "token for the Hugging Face Hub is damaged" in said
-    assert "cret" not in said
+    message = refusal("org/small")
+    assert "token for the Hugging Face Hub is damaged" in message
+    assert "cret" not in message
     assert server.requests == []
 
 
-def test_what_is_left_of_a_sharded_model_is_no_model(server):
-    """Offline with one of two shards: it is the network that is named, not the model's author."""
+def test_a_partly_cached_sharded_model_is_not_loaded(server):
+    """Offline with one of two shards: the error names the network, not the model."""
     files = server.repos["org/small"].files
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     for shard in shards:
@@ -298,19 +298,19 @@ def test_folders(small_model, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     (tmp_path / "run" / "metrics.jsonl").touch()
-    for address, said in [
-        ("file.safetensors", "no config.json beside it"),
+    for address, expected in [
+        ("file.safetensors", "no config.json next to it"),
         ("empty", "holds no model"),
         ("run", "no checkpoint yet"),
         ("./none", "no such file or directory"),
         ("~nobody-of-this-name/model", "no such file or directory"),
         ("none", "no such file or directory"),
     ]:
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=expected):
             hub.resolve(address)
 
 
-def test_folders_that_hold_runs_are_no_riddle(finished_run, small_model):
+def test_a_folder_of_runs_gives_a_hint(finished_run, small_model):
     assert hub.resolve(str(finished_run / "checkpoints")).folder.name == "step-00000004"
     assert f"Did you mean {finished_run}?" in refusal(str(finished_run.parent))
     assert "address is empty" in refusal(" ")

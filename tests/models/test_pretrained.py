@@ -1,4 +1,4 @@
-"""Models on disk, in and out of diffusers' hands, and what they sample."""
+"""Models on disk, written and read by ddpm and by diffusers, and their samples."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_diffusers_loads_what_we_write(small_model):
 
 
 def test_diffusers_samples_what_we_sample(small_model):
-    """The whole chain, with our noise put into their loop."""
+    """All steps, with our noise in their loop."""
     ours = DDPM.from_pretrained(small_model, precision="fp32")
     theirs = DDPMPipeline.from_pretrained(small_model)
     noise = ImageNoise(5, [0, 1], ours.shape)
@@ -44,7 +44,7 @@ def test_diffusers_samples_what_we_sample(small_model):
         with torch.no_grad():
             eps = theirs.unet(x, t).sample
         mean_only = theirs.scheduler.step(eps, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
-        if t > 0:  # take their noise off and put ours on
+        if t > 0:  # replace their noise by ours
             sigma = theirs.scheduler._get_variance(t) ** 0.5
             mean_only = mean_only - sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             x = mean_only + sigma * noise()
@@ -81,7 +81,7 @@ def test_we_load_what_diffusers_writes(tmp_path):
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_flat_directories_with_old_names_are_read(small_model, tmp_path, kind):
-    """As google/ddpm-* are: everything in the root, attention's layers called query, key, value and proj_attn."""
+    """Like google/ddpm-*: all files in the root, and attention layers named query, key, value and proj_attn."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     weights = load_file(small_model / "unet" / "diffusion_pytorch_model.safetensors")
     renamed = {}
@@ -92,7 +92,7 @@ def test_flat_directories_with_old_names_are_read(small_model, tmp_path, kind):
     flat = tmp_path / "flat"
     flat.mkdir()
     config = json.loads((small_model / "unet" / "config.json").read_text())
-    for key in ("add_attention", "dropout", "class_embed_type", "_class_name"):  # keys that came later
+    for key in ("add_attention", "dropout", "class_embed_type", "_class_name"):  # newer keys
         config.pop(key)
     (flat / "config.json").write_text(json.dumps(config))
     scheduler = json.loads((small_model / "scheduler" / "scheduler_config.json").read_text())
@@ -104,16 +104,16 @@ def test_flat_directories_with_old_names_are_read(small_model, tmp_path, kind):
     assert torch.equal(DDPM.from_pretrained(flat).sample(2), DDPM.from_pretrained(small_model).sample(2))
 
 
-def test_save_pretrained_comes_back(small_model, tmp_path):
+def test_save_pretrained_survives_a_round_trip(small_model, tmp_path):
     model = DDPM.from_pretrained(small_model, precision="fp32")
     model.save_pretrained(tmp_path / "copy")
-    model.save_pretrained(tmp_path / "copy")  # and over itself
+    model.save_pretrained(tmp_path / "copy")  # also over an existing model
     assert torch.equal(DDPM.from_pretrained(tmp_path / "copy", precision="fp32").sample(1), model.sample(1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy"]
 
 
 def test_save_pretrained_loses_nothing(small_model, tmp_path):
-    """Neither the weights' precision where the network runs in bf16, nor what else is in the folder."""
+    """It keeps float32 weights even if the network runs in bf16, and does not delete other files."""
     DDPM.from_pretrained(small_model, precision="bf16").save_pretrained(tmp_path / "copy")
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "copy" / weights).read_bytes() == (small_model / weights).read_bytes()
@@ -122,7 +122,7 @@ def test_save_pretrained_loses_nothing(small_model, tmp_path):
         DDPM.from_pretrained(small_model).save_pretrained(tmp_path / "copy")
 
 
-def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
+def test_errors_of_a_model_are_named(small_model, tmp_path):
     import shutil
 
     def broken(change) -> str:
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_a_model_is_named(small_model, tmp_path):
     assert "act_fn='gelu'" in broken(edit("unet/config.json", act_fn="gelu"))
     assert "'surprise'" in broken(edit("unet/config.json", surprise=1))
     assert "'flow_prediction'" in broken(edit("scheduler/scheduler_config.json", prediction_type="flow_prediction"))
-    assert "does not go with" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
+    assert "does not fit a U-Net" in broken(edit("scheduler/scheduler_config.json", variance_type="learned_range"))
     assert "conv_in.weight is" in broken(edit("unet/config.json", in_channels=3, out_channels=3))
 
 
@@ -202,7 +202,7 @@ def test_steps_and_start(small_model):
 
 
 def test_fewer_steps_use_the_small_variance(tmp_path):
-    """And all steps the model's own."""
+    """All steps use the variance of the model."""
     folders = [
         write_model(tmp_path / kind, SMALL, ScheduleConfig(20, variance_type=kind))
         for kind in ("fixed_small", "fixed_large")
@@ -223,12 +223,12 @@ def test_devices_and_precisions_are_checked(small_model):
 # --- what is on disk is whole ---
 
 
-def test_raw_weights_only_where_there_are_some(small_model):
+def test_only_checkpoints_have_raw_weights(small_model):
     with pytest.raises(ModelError, match="no raw weights"):
         DDPM.from_pretrained(small_model, weights="raw")
 
 
-def test_what_is_not_a_model_is_not_replaced(small_model, tmp_path, monkeypatch):
+def test_other_folders_are_not_replaced(small_model, tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("mine")
     model = DDPM.from_pretrained(small_model)

@@ -1,4 +1,4 @@
-"""`ddpm push`, to a Hub of our own over real HTTP: what is sent, what is said, and what arrives."""
+"""`ddpm push` to a Hub on 127.0.0.1 over real HTTP: what is sent, what is shown, and what arrives."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def test_a_run_arrives_and_loads(cli, server, run, tmp_path):
     card = ModelCard.load(tmp_path / "arrived" / "README.md")
     assert "ddpm sample -m me/digits" in card.text
     assert "![Samples](samples.png)" in card.text
-    assert cli("sample", "-m", "me/digits", "--n", "1", "--steps", "2", "-o", "a.png", "-q")[0] == 0  # and back again
+    assert cli("sample", "-m", "me/digits", "--n", "1", "--steps", "2", "-o", "a.png", "-q")[0] == 0
 
 
 def test_the_token_is_sent_and_never_shown_or_kept(cli, server, run, tmp_path):
@@ -78,8 +78,8 @@ def test_the_token_is_sent_and_never_shown_or_kept(cli, server, run, tmp_path):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
 
 
-def test_a_repository_that_is_there(cli, server, run):
-    """Its card may have been edited by hand, so it stays; what we do not send stays too, and is said."""
+def test_an_existing_repository(cli, server, run):
+    """Its card may have been edited, so it stays. Other files stay too, and are listed."""
     server.repos["me/digits"] = hub_server.Repo({"README.md": b"my words", "pytorch_model.bin": b"old"})
     code, _, err = cli("push", run, "me/digits", "--yes", "-M", "better now")
     assert code == 0
@@ -92,14 +92,14 @@ def test_a_repository_that_is_there(cli, server, run):
     assert b"ddpm sample -m me/digits" in server.repos["me/digits"].files["README.md"]
 
 
-def test_a_card_that_was_edited_is_sent_as_it_is(cli, server, run):
+def test_an_edited_card_is_sent_unchanged(cli, server, run):
     (Path(run) / "checkpoints" / "step-00000004" / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
     assert cli("push", run, "me/digits", "--yes")[0] == 0
     assert server.repos["me/digits"].files["README.md"] == b"---\nlicense: mit\n---\nMine.\n"
 
 
 def test_an_old_layout_is_sent_in_the_new_one(cli, server, tmp_path):
-    """Flat, with a pickle: what arrives is a pipeline with safetensors, and the same model."""
+    """A flat model with a pickle is sent as a pipeline with safetensors."""
     model = tmp_path / "flat"
     theirs = written_by_diffusers(MODELS["T=200"], model)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -114,7 +114,7 @@ def test_an_old_layout_is_sent_in_the_new_one(cli, server, tmp_path):
 
 
 def test_it_asks_first(server, run):
-    """At a terminal; and where there is none it does not guess."""
+    """At a terminal. Without one it needs --yes."""
     import pty
 
     command = [sys.executable, "-m", "ddpm_cli", "push", run, "me/digits"]
@@ -135,7 +135,7 @@ def test_it_asks_first(server, run):
     assert b"Add --yes" in refused.stderr
 
 
-def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch):
+def test_errors_are_explained(cli, server, run, small_model, monkeypatch):
     def refusal(*args: str, code: int = 1) -> str:
         result = cli("push", *args, "--yes")
         assert (result[0], result[1]) == (code, "")
@@ -152,7 +152,7 @@ def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch
     assert "the Hub answered 500" in refusal(run, "me/digits")
     server.faults.clear()
     server.read_only = True
-    assert "does not let you in there (403)" in refusal(run, "me/new")
+    assert "denies access (403)" in refusal(run, "me/new")
     weights = Path(run) / "checkpoints" / "step-00000004" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "cannot be read" in refusal(run, "me/new")
@@ -160,7 +160,7 @@ def test_what_goes_wrong_is_explained(cli, server, run, small_model, monkeypatch
     assert "you are not logged in" in refusal(str(small_model), "me/new")
 
 
-def test_private_is_not_taken_lightly(cli, server, run):
+def test_private_with_a_public_repository_is_refused(cli, server, run):
     server.repos["me/open"] = hub_server.Repo()
     code, _, err = cli("push", run, "me/open", "--private", "--yes", "-q")
     assert code == 2
@@ -168,7 +168,7 @@ def test_private_is_not_taken_lightly(cli, server, run):
     assert server.repos["me/open"].files == {}
 
 
-def test_no_folder_of_the_machine_is_sent(cli, server, tmp_path):
+def test_no_path_of_the_machine_is_sent(cli, server, tmp_path):
     written_by_diffusers(MODELS["T=200"], tmp_path / "model")
     path = tmp_path / "model" / "unet" / "config.json"
     path.write_text(path.read_text().replace("{", '{"_name_or_path": "/home/me/secret",', 1))
@@ -176,8 +176,8 @@ def test_no_folder_of_the_machine_is_sent(cli, server, tmp_path):
     assert not any(b"secret" in data for data in server.repos["me/model"].files.values())
 
 
-def test_the_model_is_looked_at_before_the_login(cli, server, run, monkeypatch):
-    """And where nobody agreed, it says that nothing happened."""
+def test_the_model_is_checked_before_the_login(cli, server, run, monkeypatch):
+    """And without consent, a note states that nothing was sent."""
     monkeypatch.delenv("HF_TOKEN")
     weights = Path(run) / "checkpoints" / "step-00000004" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(b"")

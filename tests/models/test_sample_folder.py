@@ -1,4 +1,4 @@
-"""A folder of samples: filled in parts, by one process or several, it holds what one call would have drawn."""
+"""A folder of samples: filled in parts, or by several processes, it has the same images as from one call."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture
 def whole(cli, small_model) -> dict[str, bytes]:
-    """Seven images, drawn at once."""
+    """Seven images from one call."""
     assert cli(*COMMON, "-m", small_model, "--n", 7, "-q")[0] == 0
     drawn = files()
     assert sorted(drawn) == [f"{i:06d}.png" for i in range(7)]
@@ -28,7 +28,7 @@ def whole(cli, small_model) -> dict[str, bytes]:
     return drawn
 
 
-def test_what_is_missing_is_drawn_and_nothing_else(cli, small_model, whole):
+def test_only_missing_images_are_drawn(cli, small_model, whole):
     assert cli(*COMMON, "-m", small_model, "--n", 3)[0] == 0
     record = json.loads(Path("images/samples.json").read_text())
     assert (record["seed"], record["steps"], len(record["model"])) == (0, 20, 16)
@@ -45,7 +45,7 @@ def test_what_is_missing_is_drawn_and_nothing_else(cli, small_model, whole):
     assert (code, json.loads(out)["drawn"]) == (0, 0)
 
 
-def test_samples_that_were_made_otherwise_are_not_mixed_in(cli, small_model, color_model, whole):
+def test_samples_with_other_settings_are_not_mixed(cli, small_model, color_model, whole):
     assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
     for options, named in [
         (("-m", small_model, "--seed", 1), "seed 0, not 1"),
@@ -56,21 +56,21 @@ def test_samples_that_were_made_otherwise_are_not_mixed_in(cli, small_model, col
         assert (code, named in err, "--force" in err) == (1, True, True), err
         assert files() == whole
     assert cli(*COMMON, "-m", small_model, "--seed", 1, "--n", 2, "--force")[0] == 0
-    assert sorted(files()) == ["000000.png", "000001.png"]  # and none of the other seed
+    assert sorted(files()) == ["000000.png", "000001.png"]  # and none of the other seed stay
     Path("images/samples.json").write_text("{")
     code, _, err = cli(*COMMON, "-m", small_model, "--n", 2)
     assert (code, "samples.json is damaged" in err) == (1, True)
 
 
 def test_an_empty_file_is_drawn_again(cli, small_model, whole):
-    """A power failure may leave one: pictures do not wait for the disk."""
+    """A power failure may leave one, since images are not flushed to the disk."""
     assert cli(*COMMON, "-m", small_model, "--n", 7)[0] == 0
     Path("images/000003.png").write_bytes(b"")
     assert json.loads(cli(*COMMON, "-m", small_model, "--n", 7, "--json")[1])["drawn"] == 1
     assert files() == whole
 
 
-def test_pictures_do_not_wait_for_the_disk(cli, small_model, monkeypatch):
+def test_images_are_not_flushed(cli, small_model, monkeypatch):
     waits = []
     fsync = os.fsync
     monkeypatch.setattr("os.fsync", lambda handle: waits.append(fsync(handle)))
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_locked_is_filled_with_a_warning(cli, small_mode
     assert (code, "images: cannot be locked here" in err) == (0, True), err
 
 
-def test_errors_of_the_drawing_are_not_those_of_the_folder(tmp_path):
+def test_errors_in_sampling_are_not_reported_as_errors_of_the_folder(tmp_path):
     made_with = {"seed": 0}
     with pytest.raises(OSError, match="the GPU fell off"), opened(tmp_path, 1, made_with):
         raise OSError(errno.EIO, "the GPU fell off")
@@ -111,7 +111,7 @@ def test_a_damaged_record_is_named(cli, small_model, record):
     assert ("not empty" if record is None else "samples.json is damaged") in err
 
 
-def test_other_peoples_files_stay(cli, small_model):
+def test_other_files_stay(cli, small_model):
     Path("images").mkdir()
     for name in ("000001.png", "000005.png", "cat.png"):
         Path("images", name).write_text("precious")

@@ -17,7 +17,7 @@ BIG = PRESETS["256"].unet(256, 3)
 DIFFUSERS = UNetConfig.from_dict({"sample_size": 32, "block_out_channels": (32, 64, 96, 128)})
 CONFIGS = {
     "cifar10": (replace(CIFAR10, dropout=0.0), 2),
-    "256": (replace(BIG, sample_size=64), 1),  # the same network on smaller images, which it takes too
+    "256": (replace(BIG, sample_size=64), 1),  # the same network on smaller images
     "diffusers": (DIFFUSERS, 2),
     "scale_shift": (replace(SMALL, resnet_time_scale_shift="scale_shift"), 2),
     "mid_block": (replace(SMALL, mid_block_scale_factor=1.4, add_attention=False), 2),
@@ -41,7 +41,7 @@ def test_same_as_diffusers(name):
     with torch.no_grad():
         expected = theirs(x_t, t).sample
         found = ours(x_t, t)
-    assert expected.std() > 0.1  # the weights are such that a difference would show
+    assert expected.std() > 0.1  # the weights are large enough to show a difference
     assert ((found - expected).norm() / expected.norm()).item() < 1e-5
 
 
@@ -68,8 +68,8 @@ def test_one_t_for_the_batch_is_the_same():
         unet(x_t, torch.tensor([1, 2]))
 
 
-def test_initialisation_predicts_nothing():
-    """What ends a branch starts at almost zero, so eps starts at 0 and the loss at 1; the rest is Xavier's."""
+def test_the_first_prediction_is_zero():
+    """The last layers of branches start at almost zero, so eps starts at 0 and the loss at 1; the rest is Xavier."""
     unet = UNet(SMALL)
     unet.reset_parameters()
     assert unet(torch.randn(2, 1, 8, 8), torch.tensor([5])).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, or go away while a run is trained on them."""
+"""Disks that are full, read-only, or disappear during training."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from processes import DDPM, Process, wait_until
 
 RUN = Path("run")
 OPTIONS = ("--resume", "--batch-size", 4, "--sample-every", "1M", "--precision", "fp32")
-SMALL_FILES = 10_000  # bytes: more than all of a run's files have but the weights
+SMALL_FILES = 10_000  # bytes: larger than all files of a run except the weights
 LIMIT = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALL_FILES}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -34,7 +34,7 @@ def train(start, digits, quick_model):
     return run
 
 
-def test_a_file_that_cannot_grow_ends_no_run_before_its_end(train):
+def test_a_limit_on_file_size_does_not_stop_training(train):
     train(RUN, "--steps", 2).finish()
     process = train(RUN, "--steps", 7, source=LIMIT)
     assert process.wait() == 1
@@ -42,13 +42,13 @@ def test_a_file_that_cannot_grow_ends_no_run_before_its_end(train):
     assert "training goes on" in process.err
     assert "Error: step 7 could not be saved" in process.err
     assert "step-00000002 is safe" in process.err
-    assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["step-00000002"]  # and nothing half-written
+    assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["step-00000002"]  # and no unfinished files
     train(RUN, "--steps", 7).finish()
 
 
 @pytest.fixture
 def small_disk(tmp_path, quick_run):
-    """Room for one checkpoint, and not for two."""
+    """A disk with space for one checkpoint, but not for two."""
     disk = tmp_path / "disk"
     disk.mkdir()
     files = (path for path in (quick_run / "checkpoints" / "step-00000004").rglob("*") if path.is_file())
@@ -61,7 +61,7 @@ def small_disk(tmp_path, quick_run):
 
 
 def test_a_full_disk(train, small_disk):
-    """Until somebody makes room."""
+    """The run fails at its end, and resumes when there is space."""
     run = small_disk / "run"
     process = train(run, "--steps", 4, "--keep", 1)
     assert process.wait() == 1
@@ -72,8 +72,8 @@ def test_a_full_disk(train, small_disk):
     assert "resuming at step 2" in train(run, "--steps", 4).finish()
 
 
-def test_a_disk_that_is_full_already_when_a_run_goes_on(train, small_disk):
-    """Nothing has to be written for that."""
+def test_a_run_resumes_on_a_full_disk(train, small_disk):
+    """Resuming does not need to write."""
     run = small_disk / "run"
     train(run, "--steps", 2, "--keep", 1).finish()
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
@@ -92,7 +92,7 @@ def test_a_read_only_disk(train, small_disk):
 
 @pytest.fixture
 def lost_disk(tmp_path):
-    """A mounted folder, and what takes it away and brings it back while a process goes on."""
+    """A mounted folder, and functions to unmount it and mount it again while a process runs."""
     disk, store = tmp_path / "disk", tmp_path / "store"
     disk.mkdir()
     store.mkdir()
@@ -109,8 +109,8 @@ def lost_disk(tmp_path):
     unmount()
 
 
-def test_a_disk_that_goes_away_and_comes_back(train, lost_disk):
-    """Nothing is written below the place where it was. Training goes on, and saves when the disk is there again."""
+def test_a_disk_that_disappears_and_comes_back(train, lost_disk):
+    """Nothing is written to the empty mount point. Training continues, and saves when the disk is back."""
     disk, mount, unmount = lost_disk
     run = disk / "run"
     source = f"import ddpm_cli.training.checkpointer as s; s.RETRY_SECONDS = 0.0; {DDPM}"
@@ -130,7 +130,7 @@ def test_a_disk_that_goes_away_and_comes_back(train, lost_disk):
     assert len(runs.checkpoints(run)) == 1
 
 
-def test_a_run_whose_folder_was_removed_is_saved_in_the_end(train, cli, digits):
+def test_a_run_whose_folder_was_removed_is_saved_at_its_end(train, cli, digits):
     process = train(RUN, "--steps", "1M", "--save-every", 20)
     wait_until(lambda: "checkpoints/step-" in process.err, process)
     while RUN.exists():  # it may be writing just then

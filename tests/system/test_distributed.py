@@ -1,4 +1,4 @@
-"""Several processes learn what one does, on one machine or several. They stop together, and are started again."""
+"""Several processes train like one, on one machine or several. They stop together, and restart."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_two_machines_learn_what_one_process_does(start, pair, cli, train, tmp_path):
-    """Half of each batch in each process, and on each machine a cache of its own, for which it decodes the images."""
+def test_two_machines_train_like_one_process(start, pair, cli, train, tmp_path):
+    """Each process has half of each batch. Each machine has its own cache, and decodes the images for it."""
     options = ("--batch-size", 32, "--steps", 20, "--lr", 1e-2, "--resume")
     port = free_port()
     meeting = (
@@ -60,10 +60,10 @@ def test_two_machines_learn_what_one_process_does(start, pair, cli, train, tmp_p
     assert losses("one")[-1] < losses("one")[0]
 
 
-def test_workers_that_die_are_started_again_until_torchrun_is_stopped(torchrun, pair, train):
-    """Elastic restarts call the same command, without --resume, and it goes on from the newest checkpoint.
+def test_dead_workers_restart_until_torchrun_is_stopped(torchrun, pair, train):
+    """Elastic restarts run the same command, without --resume, and it continues from the newest checkpoint.
 
-    Both the leading worker and the other one: each time they have to find one another again. SIGTERM in the end saves.
+    First one rank is killed, then the other; each time they must find each other again. SIGTERM at the end saves.
     """
     run = Path("restarted")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
@@ -84,8 +84,8 @@ def test_workers_that_die_are_started_again_until_torchrun_is_stopped(torchrun, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_process_that_is_told_to_stop_stops_both(pair, train, number):
-    """Ctrl-C and batch systems signal both, one a little later than the other."""
+def test_a_signal_to_one_process_stops_both(pair, train, number):
+    """Ctrl-C and batch systems send the signal to both, with some delay."""
     first, second = pair(*train, "-o", "run", "--steps", "1M")
     wait_until(lambda: step_in(Path("run")) >= 3, first, second)
     second.send_signal(number)
@@ -95,7 +95,7 @@ def test_one_process_that_is_told_to_stop_stops_both(pair, train, number):
 
 
 def test_a_restart_before_the_run_began_does_not_take_the_old_one(cli, train, monkeypatch):
-    """--force means the same in the second try; and where the run was begun already, the try goes on with it."""
+    """--force works the same after a restart; but a run that this command has started is continued."""
     train = (*train, "-o", "run", "--steps")
     assert cli(*train, 2)[0] == 0
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
@@ -108,8 +108,8 @@ def test_a_restart_before_the_run_began_does_not_take_the_old_one(cli, train, mo
     assert cli(*train, 5)[0] == 1
 
 
-def test_force_does_not_take_a_run_from_under_its_process(tmp_path):
-    """It was no run when the command looked, and is one that is trained when it is about to begin."""
+def test_force_does_not_replace_a_run_that_is_training(tmp_path):
+    """The run does not exist at the first check, but another process trains it when this one starts."""
     from ddpm_cli.distributed import World
     from ddpm_cli.errors import LockedError
     from ddpm_cli.files import lock
@@ -133,7 +133,7 @@ def test_force_does_not_take_a_run_from_under_its_process(tmp_path):
         (("--device", "mps"), "--device mps is one device for 2 processes"),
     ],
 )
-def test_an_error_that_all_processes_have_is_reported_once(pair, train, options, message):
+def test_an_error_of_all_ranks_is_reported_once(pair, train, options, message):
     first, second = pair(*train, "-o", "run", *options)
     assert first.wait() == second.wait() != 0
     assert message in first.err

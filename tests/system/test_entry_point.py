@@ -1,4 +1,4 @@
-"""`ddpm` as the shell starts it, in new processes with nothing imported."""
+"""`ddpm` as the shell starts it, in new processes."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def test_help_and_version():
     assert subprocess.run([DDPM, "-V"], capture_output=True, check=True).stdout == b"ddpm 0.1.0\n"
 
 
-def test_a_pipeline_gives_the_same_as_files(cli, color_model, photo):
+def test_a_pipe_gives_the_same_as_files(cli, color_model, photo):
     line = '"$0" noise - --t 30 --format safetensors < "$1" | "$0" denoise-trace - -m "$2" -o - > piped.png'
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line, DDPM, photo, color_model], capture_output=True, text=True, timeout=GUARD

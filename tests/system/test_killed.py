@@ -1,4 +1,4 @@
-"""Runs that are killed, as soon as they did something and at the worst moments, end as the run that was not killed."""
+"""Runs that are killed, also at the worst moments, end with the same weights as a run that was not killed."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def command(digits, quick_model) -> Command:
 
 
 def check(run: Path, begin: Callable[..., tuple[Process, ...]], command: Command) -> None:
-    """Go on with a run for some steps, and compare it with one that did them at once."""
+    """Continue a run for some steps, and compare it with an uninterrupted run."""
     last = step_in(run) + 4
     for folder in (run, Path("unbroken")):
         for process in begin(*command(folder, last)):
@@ -39,10 +39,10 @@ def check(run: Path, begin: Callable[..., tuple[Process, ...]], command: Command
     assert weights_in(run) == weights_in(Path("unbroken"))
     lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(set(lines))
-    assert [path.name for path in run.rglob(".*")] == [".lock"]  # nothing half-written is left
+    assert [path.name for path in run.rglob(".*")] == [".lock"]  # no unfinished files are left
 
 
-# What is waited for before a kill, given the processes and the step that was reached before.
+# Conditions to wait for before a kill, from the processes and the last known step.
 MOMENTS: list[Callable[[tuple[Process, ...], int], object]] = [
     lambda started, reached: step_in(RUN) > reached + 3,
     lambda started, reached: list(RUN.glob("checkpoints/.step-*")),
@@ -53,7 +53,7 @@ MOMENTS: list[Callable[[tuple[Process, ...], int], object]] = [
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_again_and_again(start, pair, command, processes):
-    """After two checkpoints, while one is written, before there is another one, after one."""
+    """Killed after two checkpoints, during the next one, before another one, and after one."""
     begin = pair if processes == 2 else lambda *args: (start(*args),)
     reached = 0
     for happened in MOMENTS:
@@ -86,7 +86,7 @@ def test_killed_a_hundred_times(start, pair, command, processes):
     check(RUN, begin, command)
 
 
-# Where a process kills itself: what is called, by its module and name, and how often before.
+# Where a process kills itself: the module and name of a function, and the number of earlier calls.
 WORST = {
     "a checkpoint, between two files": ("ddpm_cli.training.checkpoint", "save_file", 3),
     "a checkpoint, before it gets its name": ("ddpm_cli.files", "_flush", 12),
@@ -96,7 +96,7 @@ WORST = {
     "the images, as they are packed": ("ddpm_cli.data.images", "planes", 30),
     "the numbers": ("ddpm_cli.training.trainer", "Trainer._log", 0),
 }
-# Runs the command line with another function in the place of one of its own.
+# Runs the command line with one of its functions replaced.
 HOOK = f"""
 import importlib, os, signal, time
 def hook(module, name, calls, act):
@@ -120,7 +120,7 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 @pytest.fixture(scope="module")
 def unbroken(digits, quick_model, tmp_path_factory) -> dict[str, bytes]:
-    """The weights of the run that is killed below, and is not killed here."""
+    """The weights of the run below without a kill."""
     from ddpm_cli import train
 
     run = tmp_path_factory.mktemp("runs") / "unbroken"
@@ -137,11 +137,11 @@ def test_killed_in_the_middle_of(moment, start, cli, command, unbroken):
     assert code == 0, err
     assert "damaged" not in err
     assert weights_in(RUN) == unbroken
-    assert [path.name for path in Path().rglob(".*")] == [".lock"]  # nothing half-made, in the cache neither
+    assert [path.name for path in Path().rglob(".*")] == [".lock"]  # no unfinished files, also not in the cache
     assert len(list(Path("cache/packs").iterdir())) == 1
 
 
-def test_two_runs_that_pack_at_once_make_one_pack(start, digits, command):
+def test_two_runs_at_the_same_time_make_one_pack(start, digits, command):
     """The first one decodes; the second one waits for it."""
     shutil.copytree(digits, "images")
     arguments = [("train", "images", *command(Path(name), 1)[2:]) for name in ("a", "b")]

@@ -1,4 +1,4 @@
-"""How much memory training takes, how much it is expected to take, and what happens where there is less."""
+"""The memory that training takes, its estimate, and the error if there is less."""
 
 import json
 import re
@@ -16,7 +16,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, an
 
 @pytest.mark.long
 def test_ten_thousand_images_need_no_more_memory_than_one_thousand():
-    """Their pixels have 31 MB; what may grow is their names, some 0.1 KB each, and what malloc does not give back."""
+    """Their pixels take 31 MB. Only names (0.1 KB each) and memory that malloc keeps may grow."""
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--counts", "1000", "10000"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     few, many = (json.loads(line) for line in done.stdout.splitlines() if '"packing"' in line)
@@ -24,7 +24,7 @@ def test_ten_thousand_images_need_no_more_memory_than_one_thousand():
     assert many["training"] < few["training"] + 15
 
 
-# Runs the command line with little more memory than it has got before it computes anything.
+# Runs the command line with a limit slightly above the memory that it has before any computation.
 LITTLE = f"""
 import re, resource
 from pathlib import Path
@@ -63,9 +63,9 @@ print(need, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
 @linux_only
-def test_the_estimate_for_processors_is_near_what_a_step_takes(start):
+def test_the_estimate_for_cpus_is_near_the_memory_of_a_step(start):
     process = start(ROOT / "tests" / "training", ROOT / "tests", source=MEASURE)
     process.finish()
     need, rise = map(float, process.out.split())
-    assert rise > 100e6  # else it measures nothing
+    assert rise > 100e6  # otherwise nothing is measured
     assert 0.8 < need / rise < 1.8, (need, rise)

@@ -1,4 +1,4 @@
-"""A folder of samples that several processes fill: it holds what one call would have drawn."""
+"""A folder of samples that several processes fill has the same images as from one call."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture
 def whole(cli, small_model) -> dict[str, bytes]:
-    """Seven images, drawn at once."""
+    """Seven images from one call."""
     assert cli(*COMMON, "-m", small_model, "--n", 7, "-q")[0] == 0
     drawn = files()
     shutil.rmtree("images")
@@ -32,8 +32,8 @@ def test_two_processes_draw_what_one_does(pair, small_model, whole):
     assert files() == whole
 
 
-def test_killed_processes_go_on_where_they_were(pair, cli, small_model, whole):
-    """Two are killed in the middle, and one goes on with what is left."""
+def test_the_same_command_continues_after_a_kill(pair, cli, small_model, whole):
+    """Two processes are killed, and then one draws the rest."""
     both = pair(*COMMON, "-m", small_model, "-n", "100k")
     # The second process has the second half.
     wait_until(lambda: len(drawn := files()) >= 4 and max(drawn) > "000006.png", *both)
@@ -48,7 +48,7 @@ def test_only_one_command_at_a_time_fills_a_folder(start, cli, small_model):
     process = start(*COMMON, "-m", small_model, "--n", "1M")
     wait_until(Path("images/000000.png").exists, process)
     code, _, err = cli(*COMMON, "-m", small_model, "--n", 3)
-    assert (code, "another process is drawing into it" in err) == (1, True)
+    assert (code, "another process is writing to it" in err) == (1, True)
 
 
 def test_several_processes_write_no_file(pair, small_model):

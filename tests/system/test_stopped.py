@@ -1,4 +1,4 @@
-"""Commands that are asked to stop, by Ctrl-C and other signals, end in order."""
+"""Commands stop in order after Ctrl-C and other signals."""
 
 import signal
 from pathlib import Path
@@ -12,8 +12,8 @@ from processes import wait_until
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_is_safe_and_goes_on(start, cli, digits, quick_model, number):
-    """Ctrl-C: exit 130 after a checkpoint, and no message of a crash; SIGTERM: 143; a terminal that is closed: 129."""
+def test_a_stopped_run_is_saved_and_resumes(start, cli, digits, quick_model, number):
+    """Ctrl-C: exit 130 after a checkpoint, without a traceback; SIGTERM: 143; a terminal that is closed: 129."""
     options = ("--from", quick_model, "--batch-size", 4, "--sample-every", "1M", "--save-every", 5)
     run = Path("runs/digits")
     process = start("train", digits, "--steps", "1M", *options)

@@ -23,7 +23,7 @@ def train(digits, quick_model) -> tuple[object, ...]:
 
 
 def is_training() -> bool:
-    """Whether it has written its first numbers, long before its first checkpoint."""
+    """Whether it has written its first line of metrics, long before its first checkpoint."""
     metrics = RUN / "metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
 
@@ -42,7 +42,7 @@ def test_images_go_through_pipes(ddpm, cli, small_model, color_model, emoji):
 
 
 def test_sampling_in_a_terminal(in_a_terminal, small_model):
-    """A bar that leaves, and a file instead of the bytes of an image."""
+    """It shows a progress bar, and writes a file instead of image bytes to the terminal."""
     code, seen = in_a_terminal("sample", "-m", small_model, "--n", 2)
     assert code == 0
     assert "samples.png" in seen
@@ -63,7 +63,7 @@ def test_training_in_a_terminal_shows_a_bar(in_a_terminal, train):
         assert shown in plain
 
 
-def test_a_reader_of_stderr_that_goes_away_costs_nothing(start, train):
+def test_a_closed_stderr_does_not_stop_a_run(start, train):
     """Ctrl-C in `ddpm train … 2>&1 | tee log` ends tee as well."""
     reader, writer = os.pipe()
     process = start(*train, "1M", stderr=writer)
@@ -75,15 +75,15 @@ def test_a_reader_of_stderr_that_goes_away_costs_nothing(start, train):
     assert len(runs.checkpoints(RUN)) == 1
 
 
-def test_a_log_on_a_full_disk_costs_nothing(start, train):
+def test_a_log_on_a_full_disk_does_not_stop_a_run(start, train):
     with Path("/dev/full").open("w") as full:
         process = start(*train, 2, stderr=full.fileno())
         assert process.wait() == 0
     assert process.out == b"run\n"
 
 
-def test_a_terminal_that_goes_away_costs_nothing(start, train):
-    """It ends with a signal, and then whatever is written to it is an error."""
+def test_a_closed_terminal_saves_the_run(start, train):
+    """It sends a signal, and later writes to it fail."""
     main, other = pty.openpty()
     process = start(*train, "1M", env={"TERM": "xterm"}, terminal=other)
     os.close(other)

@@ -1,4 +1,4 @@
-"""Checkpoints: nothing in one is trusted before it is checked, and an error names the file and the key."""
+"""Checkpoints: everything is checked before it is used, and an error names the file and the key."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def edit_hashes(folder: Path, change) -> None:
     path.write_text(json.dumps(values))
 
 
-def test_a_checkpoint_comes_back(saved):
+def test_a_checkpoint_survives_a_round_trip(saved):
     found = checkpoint.load_training(saved)
     assert (found.step, found.ema_updates) == (4, 4)
     assert found.seconds > 0
@@ -58,7 +58,7 @@ def test_every_value_of_its_state_is_checked(saved, key, values):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("/dev/zero", "outside the checkpoint"),
         ("../../secret", "outside the checkpoint"),
@@ -74,12 +74,12 @@ def test_every_value_of_its_state_is_checked(saved, key, values):
         ("x" * 5000, "cannot be read"),
     ],
 )
-def test_hashes_are_of_files_in_the_checkpoint(saved, name, said):
+def test_hashes_are_of_files_in_the_checkpoint(saved, name, expected):
     (saved / "link").symlink_to("/dev/zero")
     (saved / "itself").symlink_to("itself")
     os.mkfifo(saved / "pipe")
     edit_hashes(saved, lambda hashes: hashes.update({name: "0"}))
-    assert said in refusal(saved)
+    assert expected in refusal(saved)
 
 
 @pytest.mark.parametrize("value", [None, 5, "0", ["x"]])
@@ -88,16 +88,16 @@ def test_hashes_are_compared(saved, value):
     assert "state.json: is damaged" in refusal(saved)
 
 
-def test_hashes_cover_what_training_goes_on_from(saved):
+def test_hashes_cover_the_state_for_resuming(saved):
     edit_hashes(saved, lambda hashes: hashes.pop("training/raw.safetensors"))
     assert "hashes.json: is damaged: it lacks training/raw.safetensors" in refusal(saved)
 
 
-def test_old_checkpoints_go(tmp_path):
+def test_old_checkpoints_are_removed(tmp_path):
     for step in (5, 100, 20, 123_456_789):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-00000007.partial").mkdir()  # a process was killed while it wrote this
-    (tmp_path / "checkpoints" / "step-00000005-best").mkdir()  # a copy that somebody keeps
+    (tmp_path / "checkpoints" / "step-00000005-best").mkdir()  # a copy that a user keeps
     checkpoint.prune(tmp_path, 2)
     assert [p.name for p in runs.checkpoints(tmp_path)] == ["step-00000100", "step-123456789"]
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -125,7 +125,7 @@ def test_metrics_that_cannot_be_read_do_not_stop_a_run(cli, digits, finished_run
         ("data", "fit", "x"),
     ],
 )
-def test_settings_that_no_run_has_are_named(cli, digits, finished_run, part, key, value):
+def test_invalid_settings_are_named(cli, digits, finished_run, part, key, value):
     shutil.copytree(finished_run, "run")
     path = Path("run/config.json")
     config = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""`ddpm plot`: a run's numbers as a picture and as text."""
+"""`ddpm plot`: a run's metrics as a picture and as text."""
 
 import json
 import math
@@ -38,8 +38,8 @@ def test_a_run_becomes_a_picture(cli, finished_run):
     assert "exists" in cli("plot", finished_run, "-o", "plot.png")[2]
 
 
-def test_a_curve_goes_where_its_values_are(tmp_path):
-    """The loss of 1/i falls by as much from step to step at first as the axis says, and to the lower right corner."""
+def test_a_curve_is_at_its_values(tmp_path):
+    """A loss of 1/i begins at the top, ends at the right edge, and is at the value of the axis in between."""
     [loss, *_] = charts(falling(50))
     picture = draw([loss], "").crop((75, 77, 620, 361))
     pixels = picture.load()
@@ -80,7 +80,7 @@ def test_ticks_are_round_and_few(low, high, log):
     assert all(len(f"{tick:.10g}".rstrip("0").replace("0.", "").lstrip("0")) <= 6 for tick in ticks)
 
 
-def test_odd_runs_are_drawn_too(tmp_path):
+def test_unusual_runs_are_drawn(tmp_path):
     for lines in (
         falling(1),
         [{"step": 1, "loss": 0.0, "grad_norm": None, "lr": 0.0, "images_per_second": 0.0}],
@@ -93,7 +93,7 @@ def test_odd_runs_are_drawn_too(tmp_path):
             text(chart)
 
 
-def test_what_cannot_be_drawn_is_explained(cli, tmp_path):
+def test_errors_are_explained(cli, tmp_path):
     assert "there is none in runs/" in cli("plot")[2]
     assert "nowhere: not a run" in cli("plot", "nowhere")[2]
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_a_damaged_line_is_left_out(cli, tmp_path, bad):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_a_value_that_no_run_has_is_left_out(cli, tmp_path, odd):
+def test_impossible_values_are_left_out(cli, tmp_path, odd):
     (tmp_path / "run").mkdir()
     line = '{"step": 200, "loss": ODD, "lr": ODD, "grad_norm": ODD, "mean": [ODD], "output": 1, "target": 2}\n'
     (tmp_path / "run" / "metrics.jsonl").write_bytes(GOOD + b"\n" + line.replace("ODD", odd).encode())
@@ -147,12 +147,12 @@ def test_a_value_that_no_run_has_is_left_out(cli, tmp_path, odd):
         text(chart)
 
 
-def test_metrics_that_are_no_file_are_named(cli, tmp_path):
+def test_metrics_that_are_not_a_file_are_named(cli, tmp_path):
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     code, _, err = cli("plot", "run")
     assert (code, "metrics.jsonl: cannot be read (is a pipe or a device" in err) == (1, True)
-    forget_after(tmp_path / "run" / "metrics.jsonl", 5)  # costs nothing but the curve
+    forget_after(tmp_path / "run" / "metrics.jsonl", 5)  # only the curve is missing
     forget_after(tmp_path / "none", 5)
 
 

@@ -35,24 +35,24 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "name"), [*((flip, name) for name in NAMES), (cut, NAMES[0]), (Path.unlink, NAMES[1])]
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(cli, digits, damage, name):
+def test_the_checkpoint_before_a_damaged_one_is_used(cli, digits, damage, name):
     whole = files_of(4)["raw.safetensors"].read_bytes()
     damage(files_of(4)[name])
     code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "4", "--precision", "fp32")
     assert code == 0, err
     assert name in err
-    assert "step-00000004 is damaged, and set aside; going on from step-00000002" in err
+    assert "step-00000004 is damaged and was renamed; continuing from step-00000002" in err
     assert "resuming at step 2" in err
     assert (RUN / "checkpoints" / "damaged-step-00000004").is_dir()
-    assert files_of(4)["raw.safetensors"].read_bytes() == whole  # the steps that were lost come out the same
+    assert files_of(4)["raw.safetensors"].read_bytes() == whole  # the lost steps are the same again
 
 
-def test_a_card_that_was_edited_is_no_damage(cli, digits):
+def test_an_edited_card_is_not_damage(cli, digits):
     files_of(4)["README.md"].write_text("my own words")
     assert "damaged" not in cli("train", digits, "-o", RUN, "--resume", "--steps", "5")[2]
 
 
-def test_where_all_are_damaged_nothing_is_touched(cli, digits):
+def test_if_all_are_damaged_nothing_is_changed(cli, digits):
     for step in (2, 4):
         flip(files_of(step)["raw.safetensors"])
     code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "6")

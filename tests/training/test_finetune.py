@@ -1,4 +1,4 @@
-"""`ddpm train --from`: going on from the weights and the schedule of another model."""
+"""`ddpm train --from`: fine-tuning with the weights and the schedule of another model."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_it_starts_from_the_models_weights(cli, digits, small_model):
     assert config["schedule"]["num_train_timesteps"] == 20
     assert (config["data"]["size"], config["data"]["channels"]) == (8, 1)
     recipe = json.loads((runs.checkpoints(Path("run"))[-1] / "ddpm.json").read_text())
-    assert recipe["base"] == small_model.name  # not where it was on this machine
+    assert recipe["base"] == small_model.name  # not its path on this machine
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_it_starts_from_the_models_weights(cli, digits, small_model):
         ScheduleConfig(10, variance_type="fixed_large"),
     ],
 )
-def test_any_kind_of_model_learns_and_stays_of_its_kind(cli, digits, tmp_path, schedule):
+def test_every_kind_of_model_learns_and_keeps_its_kind(cli, digits, tmp_path, schedule):
     unet = replace(SMALL, out_channels=2) if schedule.learns_variance else SMALL
     base = write_model(tmp_path / "base", unet, schedule)
     steps = ("--steps", "60", "--lr", "1e-2", "--save-every", "60", "--sample-every", "60")
@@ -67,13 +67,13 @@ def test_any_kind_of_model_learns_and_stays_of_its_kind(cli, digits, tmp_path, s
     assert theirs.scheduler.config.prediction_type == schedule.prediction_type
     assert theirs.scheduler.config.variance_type == schedule.variance_type
     assert theirs.unet.config.out_channels == unet.out_channels
-    if schedule.learns_variance:  # the bound has taught it too
+    if schedule.learns_variance:  # the bound has trained the variance too
         before, after = (load_file(folder / "unet" / WEIGHTS)["conv_out.weight"][1] for folder in (base, newest))
         assert (before - after).abs().max() > 1e-4
 
 
 def test_a_model_of_the_hub(cli, digits, quick_model, tmp_path, monkeypatch):
-    """A run remembers the commit that it started from, and needs the Hub no more once it has a checkpoint."""
+    """A run records the commit that it started from, and does not need the Hub after its first checkpoint."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with hub_server.serve() as server:
         server.add("org/small", quick_model)
@@ -86,7 +86,7 @@ def test_a_model_of_the_hub(cli, digits, quick_model, tmp_path, monkeypatch):
         assert cli(*again)[0] == 0
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_again(cli, digits, quick_model):
+def test_a_run_without_a_checkpoint_starts_from_the_model_again(cli, digits, quick_model):
     train = ("train", digits, "-o", "run", "--from", quick_model, "--steps", "2", *QUICK)
     assert cli(*train)[0] == 0
     expected = weights_of(Path("run"))
@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_them_agai
     assert distance(weights_of(Path("run")), expected) == 0
 
 
-def test_what_goes_with_it(cli, digits, small_model, color_model):
+def test_options_with_from(cli, digits, small_model, color_model):
     def refusal(*flags: object, code: int = 2) -> str:
         result = cli("train", digits, "-o", "run", *flags)
         assert result[0] == code

@@ -1,4 +1,4 @@
-"""Previews: their share of a run's time, the last one always, and a stop that does not wait for them."""
+"""Previews: their share of a run's time, the last one, and a stop during a preview."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ SETTINGS = TrainConfig(steps=800, batch_size=32, lr=1e-3, sample_every=200)
 
 
 def cost_of(plan, settings, first, cost):
-    """Training steps that a plan's previews take as long as, by walking through the run."""
+    """The steps with previews, and the time of these in training steps, counted step by step."""
     due = [step for step in range(first + 1, settings.steps + 1) if plan.is_due(step) or step == settings.steps]
     return due, len(due) * 2 * plan.steps * cost
 
@@ -31,22 +31,22 @@ def test_previews_take_a_small_share_of_the_time(steps, cost, first):
     assert plan.share == pytest.approx(spent / (left + spent))
     assert due[-1] == steps
     assert plan.every % 200 == 0
-    if plan.share > 0.05:  # then it is one preview, the last, and it is as short as it may be
+    if plan.share > 0.05:  # then only the last preview is left, with the fewest steps
         assert (len(due), plan.steps) == (1, 20)
 
 
-def test_cheap_previews_are_as_good_as_they_get():
+def test_cheap_previews_have_all_useful_steps():
     plan = plan_previews(SETTINGS, 0, 1000, cost=0.001, asked=False)
     assert (plan.every, plan.steps) == (200, 100)
     assert plan_previews(SETTINGS, 0, 7, cost=0.001, asked=False).steps == 7
 
 
-def test_dear_previews_are_shorter_and_then_fewer():
+def test_expensive_previews_are_shorter_and_then_fewer():
     plans = [plan_previews(SETTINGS, 0, 1000, cost, asked=False) for cost in (0.08, 0.15, 0.4, 3.0)]
     assert [(plan.every, plan.steps) for plan in plans] == [(200, 65), (400, 70), (800, 52), (800, 20)]
 
 
-def test_an_interval_that_was_asked_for_stays():
+def test_an_interval_that_the_user_chose_stays():
     plan = plan_previews(SETTINGS, 0, 1000, cost=1.0, asked=True)
     assert (plan.every, plan.steps) == (200, 20)
 
@@ -61,12 +61,12 @@ def test_a_stop_ends_a_preview_between_two_layers():
     unet = UNet(SMALL).eval()
     schedule = ScheduleConfig(20)
     assert draw(unet, schedule, 0, 20, should_stop) is None
-    assert len(asked) == 11  # a U-Net has more layers, so its first step was not finished
+    assert len(asked) == 11  # fewer than the layers of a U-Net, so the first step was not finished
     samples = draw(unet, schedule, 0, 20, lambda: False)
     assert samples is not None
     assert samples.shape == (IMAGES, 1, 8, 8)
     assert torch.equal(samples, draw(unet, schedule, 0, 20, lambda: False))
 
 
-def test_a_run_that_is_done_can_be_planned_too():
+def test_a_finished_run_can_be_planned():
     assert plan_previews(SETTINGS, 800, 1000, cost=0.1, asked=False).steps == 20

@@ -1,4 +1,4 @@
-"""The largest step is tried before the first one: does it fit into memory?"""
+"""The largest step is tried before a run starts: does it fit into memory?"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def trainer_of(tmp_path: Path, batch_size: int = 8, **train) -> Trainer:
     return Trainer(tmp_path, config, BlankPack(20, (1, 16, 16)), torch.device("cpu"), torch.float32)
 
 
-def test_it_leaves_no_trace(tmp_path):
+def test_the_trainer_is_not_changed(tmp_path):
     trained = []
     for rehearsed in (False, True):
         trainer = trainer_of(tmp_path)
@@ -40,12 +40,12 @@ def test_it_leaves_no_trace(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused_with_values_that_do(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, batch_size=12)
     monkeypatch.setattr(rehearsal, "free_memory", lambda: int(memory.needed_memory(trainer, 4)))
     with pytest.raises(TrainingError, match="12 images at a time do not fit on cpu") as caught:
         rehearse(trainer)
-    assert caught.value.hint == "--accumulate 4 fits, and learns the same. --batch-size 3 fits too."
+    assert caught.value.hint == "--accumulate 4 fits, and the gradient is the same. --batch-size 3 fits too."
     rehearse(trainer_of(tmp_path, batch_size=12, accumulate=4))
     rehearse(trainer_of(tmp_path, batch_size=3))
     monkeypatch.setattr(rehearsal, "free_memory", lambda: 1000)
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     assert "Not even one" in (caught.value.hint or "")
 
 
-def test_a_step_that_takes_long_is_not_tried_for_a_plan(tmp_path, monkeypatch):
+def test_a_slow_step_is_not_tried_for_a_plan(tmp_path, monkeypatch):
     """Its time is estimated from few images, and its memory from what they keep."""
     trainer = trainer_of(tmp_path, batch_size=400, accumulate=2)
     tried = []

@@ -38,18 +38,18 @@ def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):
     assert DDPM.from_pretrained("python").sample(1).shape == (1, 1, 8, 8)
 
 
-def test_a_run_that_was_asked_to_stop_goes_on(start):
+def test_a_stopped_run_can_be_resumed(start):
     start("whole", steps=5)
     events = []
     start("parts", steps=5, on_event=events.append, should_stop=lambda: any(isinstance(e, Logged) for e in events))
     assert events[-1].interrupted
-    with pytest.raises(DDPMError, match="a run is there already"):
+    with pytest.raises(DDPMError, match="a run exists already"):
         start("parts", steps=5)
     start("parts", steps=5, resume=True)
     assert weights_in(Path("parts")) == weights_in(Path("whole"))
 
 
-def test_the_folder_is_named_by_the_images(digits, start):
+def test_the_folder_is_named_after_the_images(digits, start):
     assert start(None, steps=1) == Path("runs") / digits.name
 
 
@@ -62,7 +62,7 @@ def test_an_unknown_setting_is_a_type_error(start):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "config.json", "metrics.jsonl"])
-def test_what_stands_in_the_way_is_named_at_the_start(start, quick_run, name):
+def test_obstacles_are_named_at_the_start(start, quick_run, name):
     run = Path(shutil.copytree(quick_run, "run"))
     place = run / name
     if place.is_dir():
@@ -76,7 +76,7 @@ def test_what_stands_in_the_way_is_named_at_the_start(start, quick_run, name):
 
 
 def test_where_there_are_no_locks_a_run_warns(start, monkeypatch):
-    """As on some network file systems. The run goes on, since most have one process."""
+    """As on some network file systems. The run continues, since most runs have one process."""
 
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -88,7 +88,7 @@ def test_where_there_are_no_locks_a_run_warns(start, monkeypatch):
 
 
 def test_a_run_that_another_process_trains(cli, digits, quick_run, monkeypatch):
-    """It is refused, but its plan can be had."""
+    """It is refused, except with --dry-run."""
     monkeypatch.setattr("ddpm_cli.training.rehearsal._SECONDS", 0.0)
     run = Path(shutil.copytree(quick_run, "run"))
     with lock(run / ".lock"):

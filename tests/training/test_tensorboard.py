@@ -37,7 +37,7 @@ def test_curves_and_previews(cli, digits, quick_model):
         ]
 
 
-def test_steps_that_are_done_again_are_hidden(tmp_path):
+def test_repeated_steps_are_hidden(tmp_path):
     for start in (0, 4):
         board = Board(tmp_path, start)
         for step in range(start + 1, start + 7):
@@ -57,7 +57,7 @@ def test_without_the_library(cli, digits, monkeypatch):
     assert not Path("run").exists()
 
 
-def test_a_place_that_cannot_be_written_ends_no_run(cli, digits, quick_run):
+def test_a_folder_that_cannot_be_written_does_not_end_a_run(cli, digits, quick_run):
     shutil.copytree(quick_run, "run")
     Path("run/tensorboard").touch()
     code, _, err = cli("train", digits, "-o", "run", "--steps", 5, "--resume", "--tensorboard")

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it stops, it goes on, and what it leaves on disk is whole."""
+"""The training loop: it learns, stops and resumes, and its files are complete."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def config_of(steps=6, **train) -> RunConfig:
         preset="tiny",
         data=DataConfig(images="", size=8, channels=1),
         train=TrainConfig(steps=steps, **(settings | train)),
-        unet=replace(SMALL, dropout=0.1),  # so that its random numbers count too
+        unet=replace(SMALL, dropout=0.1),  # so that its random numbers are tested too
         schedule=ScheduleConfig(num_train_timesteps=4),
     )
 
@@ -128,8 +128,8 @@ def test_events_and_files(tmp_path, pack):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(tmp_path, pack, dtype):
-    """To the last bit: weights, averages, moments; and the metrics have each step once."""
+def test_a_run_resumed_twice_equals_an_uninterrupted_run(tmp_path, pack, dtype):
+    """Weights, averages and moments are equal to the last bit, and the metrics have each step once."""
     for _ in start(tmp_path / "whole", pack, config_of(steps=10), dtype).events():
         pass
     run = tmp_path / "parts"
@@ -148,8 +148,8 @@ def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(tmp_path, pack, d
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
-def test_metrics_after_the_checkpoint_are_forgotten(tmp_path, pack):
-    """A killed run wrote lines beyond its last checkpoint; they are done again."""
+def test_metrics_after_the_checkpoint_are_removed(tmp_path, pack):
+    """A killed run has lines of steps after its last checkpoint, which are done again."""
     run = tmp_path / "run"
     for _ in start(run, pack, config_of(steps=4, save_every=3)).events():
         pass
@@ -178,17 +178,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path, pack, monkeypatch):
-    """Also where nothing looked at the loss for many steps: the first bad step is the one that is said."""
+    """The error names the first bad step, even if the loss was not read for many steps."""
     monkeypatch.setattr(trainer, "_EVENT_SECONDS", math.inf)
     training = start(tmp_path / "run", pack, config_of(steps=9, log_every=9, save_every=9))
     training.parameters[-1].register_hook(lambda gradient: gradient * (math.inf if training.step == 4 else 1))
     with pytest.raises(TrainingError, match="the gradient is not finite at step 5"):
         list(training.events())
-    assert runs.checkpoints(training.run) == []  # a run that left out a step is not the run that was asked for
+    assert runs.checkpoints(training.run) == []  # a run that skipped a step must not be saved
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, pack):
-    """Neither the weights nor their averages nor Adam's moments."""
+    """The weights, their averages and Adam's moments stay."""
     training = start(tmp_path / "run", pack, config_of())
 
     def state() -> list[torch.Tensor]:
@@ -219,7 +219,7 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path, pack, parts):
 
 
 def test_losses_by_quarter_of_t(tmp_path, pack):
-    """Each image counts in the quarter of its t, and together they make the loss."""
+    """Each image counts in the quarter of its t, and in the loss."""
     training = start(tmp_path / "run", pack, config_of())
     window = Window(training.config, training.run, CPU, World(), 0, 0.0)
     t = torch.tensor([0, 0, 1, 3])  # T is 4
@@ -232,8 +232,8 @@ def test_losses_by_quarter_of_t(tmp_path, pack):
 @pytest.mark.parametrize(
     ("spoiled", "message"), [(4, "the loss is not finite at step 5"), (6, "not finite at step [67]")]
 )
-def test_a_lost_run_is_not_saved_on_its_way_out(tmp_path, pack, monkeypatch, spoiled, message):
-    """Ctrl-C right after the loss became NaN, before anything looked at it; and weights of a step with a good loss."""
+def test_a_run_with_nan_is_not_saved_at_its_end(tmp_path, pack, monkeypatch, spoiled, message):
+    """Ctrl-C right after the loss became NaN, before it was read; and NaN weights after a step with a finite loss."""
     monkeypatch.setattr(trainer, "_EVENT_SECONDS", math.inf)
     training = start(tmp_path / "run", pack, config_of(steps=99, log_every=50, save_every=3, sample_every=99))
 
@@ -260,8 +260,8 @@ def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, pack, monkeypatch):
     assert runs.checkpoints(run)[0].name == "step-00000001"
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, pack, monkeypatch):
-    """And is not in it: what is saved is a copy."""
+def test_training_continues_while_a_checkpoint_is_written(tmp_path, pack, monkeypatch):
+    """Later steps are not in the checkpoint, since it is a copy."""
     training = start(tmp_path / "run", pack, config_of(steps=9, save_every=5, sample_every=9, log_every=9))
     later = threading.Event()
     write = checkpoint.save_file
@@ -288,19 +288,19 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, pack, monkeypa
     assert not torch.equal(raw["conv_in.weight"], training.unet.conv_in.weight)
 
 
-def test_a_checkpoint_that_is_being_written_outlives_its_run(tmp_path, pack, monkeypatch):
-    """The weights that it holds were good."""
+def test_a_checkpoint_is_finished_after_its_run_fails(tmp_path, pack, monkeypatch):
+    """The run fails while it is written; its weights are finite."""
     training = start(tmp_path / "run", pack, config_of(steps=99, save_every=5, sample_every=99, log_every=1))
-    write, look = checkpoint.save_file, training._is_sound
+    write, check = checkpoint.save_file, training._is_sound
     failed = threading.Event()
 
     def slow(*args, **keywords):
         assert failed.wait(GUARD)
         write(*args, **keywords)
 
-    def look_at_last(window: Window) -> bool:
+    def check_at_last(window: Window) -> bool:
         failed.set()
-        return look(window)
+        return check(window)
 
     def spoil() -> bool:
         if training.step == 6:
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_is_being_written_outlives_its_run(tmp_path, pack, mon
         return False
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    monkeypatch.setattr(training, "_is_sound", look_at_last)
+    monkeypatch.setattr(training, "_is_sound", check_at_last)
     with pytest.raises(TrainingError, match="the loss is not finite at step 7") as caught:
         list(training.events(spoil))
     [kept] = runs.checkpoints(training.run)
@@ -316,8 +316,8 @@ def test_a_checkpoint_that_is_being_written_outlives_its_run(tmp_path, pack, mon
     assert "step-00000005 is safe" in (caught.value.hint or "")
 
 
-def test_a_stop_during_a_preview_is_a_stop(tmp_path, pack):
-    """No step more, and the checkpoint is of that step."""
+def test_a_stop_during_a_preview_ends_the_run(tmp_path, pack):
+    """No further step is done, and the checkpoint is of that step."""
     training = start(tmp_path / "run", pack, config_of(steps=9, save_every=9, sample_every=4, log_every=9))
     drawing = []
     for event in training.events(lambda: bool(drawing)):
@@ -327,7 +327,7 @@ def test_a_stop_during_a_preview_is_a_stop(tmp_path, pack):
 
 
 def test_folders_that_cannot_be_flushed(tmp_path, pack, monkeypatch):
-    """As on some network file systems: a checkpoint is as good there as they can make it."""
+    """As on some network file systems: checkpoints are written anyway."""
     flush = os.fsync
 
     def refuse(handle: int) -> None:
@@ -341,8 +341,8 @@ def test_folders_that_cannot_be_flushed(tmp_path, pack, monkeypatch):
     assert len(runs.checkpoints(tmp_path / "run")) == 1
 
 
-def test_flips_are_chosen(tmp_path, pack):
-    """With flips the images of a step are other ones than without, half of them mirrored."""
+def test_flips_are_optional(tmp_path, pack):
+    """With flips about half of the images of a step are mirrored, without flips none."""
 
     def x_t_of(flip):
         config = config_of(batch_size=64)
@@ -372,8 +372,8 @@ def test_plan(digits, emoji):
     assert plan_run(found, str(digits), on_gpu=True).preset == "cifar10"
     assert plan_run(found, str(digits), on_gpu=True).data.size == 32  # 28 does not divide by 8
 
-    def chosen(side, square=False, on_gpu=True, **wishes):
-        config = plan_run(Survey(9, 9, 0, side, side if square else None), str(digits), on_gpu, **wishes)
+    def chosen(side, square=False, on_gpu=True, **options):
+        config = plan_run(Survey(9, 9, 0, side, side if square else None), str(digits), on_gpu, **options)
         return config.preset, config.data.size
 
     assert chosen(20) == ("cifar10", 32)

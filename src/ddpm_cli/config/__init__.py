@@ -1,4 +1,4 @@
-"""Every setting, as frozen dataclasses that go to JSON and come back strictly. Knows nothing of torch."""
+"""All settings, as frozen dataclasses that are written to JSON and read back strictly. Does not import torch."""
 
 from ddpm_cli.config.model import DIFFUSERS_VERSION, ScheduleConfig, UNetConfig, require_match
 from ddpm_cli.config.run import DataConfig, RunConfig, TrainConfig

@@ -1,4 +1,4 @@
-"""The settings of a model, field by field those of diffusers' configuration files, so that others read what we write.
+"""The settings of a model: the fields of diffusers' configuration files, so that diffusers can read what we write.
 
 `UNetConfig` is `unet/config.json`, and `ScheduleConfig` is `scheduler/scheduler_config.json`.
 """
@@ -15,7 +15,7 @@ from ddpm_cli.errors import ModelError
 
 __all__ = ["DIFFUSERS_VERSION", "ImageSize", "ScheduleConfig", "UNetConfig", "require_match"]
 
-# What no model of today comes near. More would take all memory before anybody can see why.
+# Far larger than known models. A larger value could use up all memory before an error is reported.
 ImageSize = Annotated[int, between(1, 4096)]  # pixels, square
 _Channels = Annotated[int, between(1, 8192)]
 _Steps = Annotated[int, between(1, 1_000_000)]
@@ -24,7 +24,7 @@ _Fraction = Annotated[float, between(0, 1)]
 # The release of diffusers whose file formats we write; its readers only look at the class names.
 DIFFUSERS_VERSION = "0.42.1"
 
-# What some settings were called in the first releases of diffusers, in 2022.
+# The names of some settings in the first releases of diffusers (2022).
 _OLD_UNET_KEYS = {
     "image_size": "sample_size",
     "num_res_blocks": "layers_per_block",
@@ -41,7 +41,7 @@ _OLD_SCHEDULE_KEYS = {"timesteps": "num_train_timesteps"}
 
 
 def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Remove the keys for which only one behaviour is implemented, after checking that it is the one asked for."""
+    """Remove keys of which only one behaviour is implemented. Raises ModelError if a value asks for another one."""
     rest = {k: v for k, v in values.items() if not k.startswith("_")}
     for key, allowed in fixed.items():
         if key in rest and rest.pop(key) not in allowed:
@@ -56,7 +56,7 @@ def _drop_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]])
 class UNetConfig(Strict):
     """The hyper-parameters of diffusers' UNet2DModel; the defaults are the CIFAR-10 model of the paper (Appendix B).
 
-    A key that a file lacks takes diffusers' default, not ours: see `from_dict`.
+    `from_dict` gives a missing key diffusers' default, not ours.
     """
 
     sample_size: ImageSize = 32
@@ -67,7 +67,7 @@ class UNetConfig(Strict):
     up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     layers_per_block: Annotated[int, between(1, 64)] = 2
     dropout: _Fraction = 0.0
-    attention_head_dim: int | tuple[int, ...] | None = None  # None: a single head; a list: one a level (ours alone)
+    attention_head_dim: int | tuple[int, ...] | None = None  # None: one head; a tuple: one per level (not in diffusers)
     norm_num_groups: _Channels = 32
     norm_eps: _Fraction = 1e-6
     downsample_padding: Annotated[int, one_of(0, 1)] = 0  # 0 pads right and bottom, as TensorFlow's SAME does
@@ -76,14 +76,14 @@ class UNetConfig(Strict):
     mid_block_scale_factor: Positive = 1
     resnet_time_scale_shift: Annotated[str, one_of("default", "scale_shift")] = "default"
     add_attention: bool = True  # in the middle block
-    attn_norm_num_groups: _Channels | None = None  # of that attention; None: as elsewhere, or no norm under scale_shift
+    attn_norm_num_groups: _Channels | None = None  # of that attention; None: as elsewhere, or no norm with scale_shift
     downsample_type: Annotated[str, one_of("conv", "resnet")] = "conv"  # how blocks with attention change the size
     upsample_type: Annotated[str, one_of("conv", "resnet")] = "conv"
-    time_embedding_type: Annotated[str, one_of("positional", "learned")] = "positional"  # learned: a row a step
+    time_embedding_type: Annotated[str, one_of("positional", "learned")] = "positional"  # learned: one row per step
     time_embedding_dim: Annotated[int, between(1, 65536)] | None = None  # None: 4 block_out_channels[0]
     num_train_timesteps: _Steps | None = None  # rows of that table
 
-    # Keys of UNet2DModel for which we run only the value that unconditional DDPMs use.
+    # Keys of UNet2DModel of which only the values of unconditional DDPMs are supported.
     _FIXED = {  # noqa: RUF012
         "center_input_sample": (False,),
         "mid_block_type": ("UNetMidBlock2D",),
@@ -104,7 +104,7 @@ class UNetConfig(Strict):
     _DOWN_BLOCKS = frozenset(("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"))
     _UP_BLOCKS = frozenset(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"))
 
-    # Keys that diffusers' EMAModel leaves here. They tell how the weights were averaged, which is done.
+    # Keys that diffusers' EMAModel adds. They describe how the weights were averaged, so they do not matter here.
     _IGNORED = frozenset(
         ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
     )
@@ -123,7 +123,7 @@ class UNetConfig(Strict):
         if self.in_channels not in (1, 3):
             raise ModelError(
                 f"in_channels={self.in_channels}: ddpm makes gray (1) and RGB (3) images",
-                "Models of other channels mostly draw the latents of another network.",
+                "Models with other channels mostly generate latents of another network.",
             )
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise ModelError(f"a U-Net from {self.in_channels} to {self.out_channels} channels is not a DDPM")
@@ -145,15 +145,15 @@ class UNetConfig(Strict):
         if self.block_out_channels[-1] % (self.attn_norm_num_groups or 1):
             raise ModelError(f"attn_norm_num_groups={self.attn_norm_num_groups}: does not divide the channels")
         if self.time_embedding_type == "positional" and self.block_out_channels[0] // 2 <= self.freq_shift:
-            raise ModelError(f"block_out_channels: {self.block_out_channels[0]} are too few to embed the time in")
+            raise ModelError(f"block_out_channels: {self.block_out_channels[0]} are too few for the time embedding")
 
     @property
     def head_dims(self) -> tuple[int, ...]:
-        """Channels of an attention head, a level."""
+        """Channels of an attention head, per level."""
         dims = self.attention_head_dim
         if isinstance(dims, tuple):
             if len(dims) != len(self.block_out_channels):
-                raise ModelError("attention_head_dim must be one number, or one a level")
+                raise ModelError("attention_head_dim must be one number, or one per level")
             return dims
         return tuple(dims or channels for channels in self.block_out_channels)
 
@@ -164,7 +164,7 @@ class UNetConfig(Strict):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a UNet2DModel's config.json. Raises ModelError on a key or a value we cannot honour."""
+        """Read a UNet2DModel's config.json. Raises ModelError for a key or a value that is not supported."""
         name = values.get("_class_name", "UNet2DModel")
         if name not in ("UNet2DModel", "UNetUnconditionalModel"):
             raise ModelError(f"its network is a {shown(name)}, not a UNet2DModel", _why_not(name))
@@ -194,10 +194,10 @@ class UNetConfig(Strict):
 
 
 def _why_not(kind: object) -> str | None:
-    """What kind of model has this block or network, in words."""
+    """The kind of model that has this block or network, in words; None if unknown."""
     text = str(kind)
     if "CrossAttn" in text or "Condition" in text:
-        return "It is a model that draws from a text or another condition; ddpm runs unconditional ones."
+        return "It generates images from text or another condition; ddpm runs unconditional models."
     if "Skip" in text:
         return "It is a score-based SDE model (NCSN++), not a DDPM."
     return "ddpm runs the unconditional UNet2DModel of diffusers." if "Model" in text else None
@@ -205,8 +205,8 @@ def _why_not(kind: object) -> str | None:
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")  # see `schedule.make_betas`
 # sigma_t^2 of the reverse process. fixed_small: beta~_t, fixed_large: beta_t (Section 3.2 of the paper).
-# learned: the network's second half of channels is the variance itself, as diffusers reads it. learned_range: it is the
-# place of the logarithm between log beta~_t (-1) and log beta_t (1) (Nichol and Dhariwal 2021, Eq. 15).
+# learned: the second half of the network's channels is the variance itself, as in diffusers. learned_range: it
+# interpolates log sigma_t^2 from log beta~_t at -1 to log beta_t at 1 (Nichol and Dhariwal 2021, Eq. 15).
 _VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
 # epsilon: the noise (the paper). sample: the clean image x_0.
 # v_prediction: sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022).
@@ -215,7 +215,7 @@ _PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 @dataclass(frozen=True)
 class ScheduleConfig(Strict):
-    """The noise schedule, and what the network predicts, as diffusers' DDPMScheduler writes them."""
+    """The noise schedule, and what the network predicts: the fields of diffusers' DDPMScheduler."""
 
     num_train_timesteps: _Steps = 1000
     beta_start: _Fraction = 1e-4
@@ -227,8 +227,8 @@ class ScheduleConfig(Strict):
     clip_sample: bool = True  # predictions of x_0, to [-clip_sample_range, clip_sample_range]
     clip_sample_range: Positive = 1.0
     thresholding: bool = False  # instead of clipping: dynamic thresholding (Saharia et al. 2022, Section 2.3)
-    dynamic_thresholding_ratio: _Fraction = 0.995  # the quantile of |x_0| that is taken for its range
-    sample_max_value: Positive = 1.0  # and the largest that this range may be
+    dynamic_thresholding_ratio: _Fraction = 0.995  # the quantile of |x_0| that is its range
+    sample_max_value: Positive = 1.0  # upper limit of this range
 
     PREDICTION_TYPES = _PREDICTION_TYPES
 
@@ -236,11 +236,11 @@ class ScheduleConfig(Strict):
         "rescale_betas_zero_snr": (False,),
         "timestep_values": (None,),
     }
-    # Keys that say how diffusers samples, which the caller decides here, or that carry no meaning any more.
+    # Keys for how diffusers samples, which the caller decides here, and keys without a meaning today.
     _IGNORED = frozenset(
         ("set_alpha_to_one", "skip_prk_steps", "steps_offset", "tensor_format", "timestep_spacing", "predict_epsilon")
     )
-    # Other samplers of models that were trained with such a schedule. Of their settings only the schedule is taken.
+    # Schedulers of other samplers. Only the noise schedule is taken from their settings.
     _SAMPLERS = frozenset(
         f"{name}Scheduler"
         for name in (
@@ -257,15 +257,15 @@ class ScheduleConfig(Strict):
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network has a second half of channels, for the variance."""
+        """Whether the second half of the network's channels is for the variance."""
         return self.variance_type.startswith("learned")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a scheduler_config.json. Raises ModelError on a key or a value we cannot honour."""
+        """Read a scheduler_config.json. Raises ModelError for a key or a value that is not supported."""
         name = values.get("_class_name", "DDPMScheduler")
         values = {_OLD_SCHEDULE_KEYS.get(key, key): value for key, value in values.items()}
-        if values.get("predict_epsilon") is False:  # how models that predict x_0 were marked until 2022
+        if values.get("predict_epsilon") is False:  # until 2022 this meant that the model predicts x_0
             values = {"prediction_type": "sample"} | values
         if name in cls._SAMPLERS:
             known = {f.name for f in dataclasses.fields(cls)} | cls._FIXED.keys()
@@ -277,28 +277,28 @@ class ScheduleConfig(Strict):
             )
         rest = _drop_fixed(values, cls._FIXED)
         rest = {key: value for key, value in rest.items() if key not in cls._IGNORED}
-        if rest.get("variance_type", "") is None:  # as solvers write it, which have no variance
+        if rest.get("variance_type", "") is None:  # from solvers, which have no variance
             del rest["variance_type"]
         elif rest.get("variance_type") in ("fixed_small_log", "fixed_large_log"):
-            rest["variance_type"] = rest["variance_type"].removesuffix("_log")  # the same, by way of its logarithm
+            rest["variance_type"] = rest["variance_type"].removesuffix("_log")  # the same, from its logarithm
         return super().from_dict(rest)
 
     def to_dict(self) -> dict[str, Any]:
         header = {"_class_name": "DDPMScheduler", "_diffusers_version": DIFFUSERS_VERSION}
-        # linspace is the spacing of `NoiseSchedule.spaced`, so that diffusers with fewer steps visits the same ones.
+        # `NoiseSchedule.spaced` is a linspace, so diffusers with fewer steps takes the same ones.
         spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "linspace", "steps_offset": 0}
         return header | super().to_dict() | spacing
 
 
 def require_match(unet: UNetConfig, schedule: ScheduleConfig) -> None:
-    """Raises ModelError if a schedule does not belong to a network."""
+    """Raises ModelError if a schedule does not fit a network."""
     if schedule.learns_variance != (unet.out_channels == 2 * unet.in_channels):
         raise ModelError(
-            f"variance_type={schedule.variance_type!r} does not go with a U-Net from {unet.in_channels} to "
+            f"variance_type={schedule.variance_type!r} does not fit a U-Net from {unet.in_channels} to "
             f"{unet.out_channels} channels",
-            "A learned variance needs twice the channels, and nothing else does.",
+            "Only a learned variance needs twice the channels.",
         )
     if unet.num_train_timesteps and unet.num_train_timesteps < schedule.num_train_timesteps:
         raise ModelError(
-            f"the network knows {unet.num_train_timesteps} steps, and the schedule has {schedule.num_train_timesteps}"
+            f"the network has {unet.num_train_timesteps} steps, but the schedule has {schedule.num_train_timesteps}"
         )

@@ -24,7 +24,7 @@ def _is_colour(text: str) -> bool:
 
 @dataclass(frozen=True)
 class DataConfig(Strict):
-    """What the training images are and what is made of them."""
+    """The training images, and how they are prepared."""
 
     images: str | tuple[str, ...]  # folders or files, absolute, or addresses of data sets on the Hub
     size: ImageSize
@@ -36,12 +36,12 @@ class DataConfig(Strict):
 
 @dataclass(frozen=True)
 class TrainConfig(Strict):
-    """Algorithm 1 and what surrounds it."""
+    """Settings of the training (Algorithm 1)."""
 
-    steps: Count  # in all, resumed or not
+    steps: Count  # total, also of a resumed run
     batch_size: Count
-    lr: Positive  # Adam's, after the warm-up
-    accumulate: Count = 1  # parts in which a batch goes through the network
+    lr: Positive  # of Adam, after the warm-up
+    accumulate: Count = 1  # parts of each batch, for gradient accumulation
     lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0
     ema_decay: Annotated[float, between(0, 1)] = 0.9999
     grad_clip: Positive = 1.0  # largest norm of the gradient
@@ -49,24 +49,24 @@ class TrainConfig(Strict):
     save_every: Count = 10_000  # steps between checkpoints
     sample_every: Count = 10_000  # steps between previews
     log_every: Count = 100  # steps between lines of metrics.jsonl
-    keep: Count = 3  # newest checkpoints that stay on disk
-    keep_every: Count | None = None  # and those of every so many steps
+    keep: Count = 3  # number of newest checkpoints to keep
+    keep_every: Count | None = None  # also keep those of every Nth step
 
-    # What may differ between the parts of a resumed run: it changes when and where, never what is learned.
+    # Settings that may change when a run resumes. They do not affect what is learned.
     FREE = ("steps", "save_every", "sample_every", "keep", "keep_every", "accumulate")
 
 
 @dataclass(frozen=True)
 class RunConfig(Strict):
-    """All that is needed to repeat a run."""
+    """Everything that is needed to repeat a run."""
 
-    version: str  # of ddpm, that started it
+    version: str  # of ddpm, when the run started
     preset: str
     data: DataConfig
     train: TrainConfig
     unet: UNetConfig
     schedule: ScheduleConfig
-    base: str | None = None  # the model whose weights it started from, by its address
+    base: str | None = None  # address of the model that it fine-tunes
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Dataclasses that check the key, the type and the range of every value, wherever it comes from."""
+"""Dataclasses that check the key, the type and the range of every value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Check", "Count", "Positive", "Strict", "at_least", "between", "one_o
 
 @dataclass(frozen=True)
 class Check:
-    """What a value must be besides its type, as an annotation of a field. words: complete "must be …"."""
+    """A check of a value besides its type, as an annotation of a field. words: complete "must be …"."""
 
     passes: Callable[[Any], bool]
     words: str
@@ -48,14 +48,14 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 100
 
 
 def shown(value: object) -> str:
-    """A value for a message: the beginning of what is long, and the outside of what is nested."""
+    """A value for a message; long and nested values are shortened."""
     return _repr.repr(value)
 
 
 class Strict:
     """A frozen dataclass whose values have the types and pass the checks of its annotations.
 
-    Lists become tuples, and 2.0 becomes 2 where a whole number is wanted. Raises ModelError, naming the key, on a value
+    Lists become tuples, and 2.0 becomes 2 for an int. Raises ModelError, naming the key, on a value
     that does not fit.
     """
 
@@ -88,7 +88,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
-    """A value as its field wants it. Raises ModelError if it has another type, or fails a check."""
+    """The value in the type of its field. Raises ModelError if it has another type, or fails a check."""
     for kind in _alternatives(hint):
         base, *checks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
         if get_origin(base) is tuple:

@@ -1,4 +1,4 @@
-"""p(x_{t-1} | x_t): what the output of a network means. The loss and every sampler ask here and nowhere else."""
+"""p(x_{t-1} | x_t): turns the output of a network into x_0, eps, mean and variance, for the loss and all samplers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Denoiser:
     """A network and the schedule it was trained with: (x_t, t) -> x_0, eps, log sigma_t^2.
 
     network: (x_t, t) -> (B, C, H, W), the quantity that `config.prediction_type` names; (B, 2C, H, W) if the variance
-    is learned. t is (B,) int64, or (1,) for one step of the whole batch. schedule: the one that the configuration
-    makes, or a subsequence of it.
+    is learned. t is (B,) int64, or (1,) for one step of the whole batch. schedule: that of the configuration,
+    or a subsequence of it.
     """
 
     def __init__(self, network: Network, schedule: NoiseSchedule, config: ScheduleConfig) -> None:
@@ -32,14 +32,14 @@ class Denoiser:
 
     @classmethod
     def from_config(cls, network: Network, config: ScheduleConfig) -> Denoiser:
-        """Raises ModelError if the configuration makes no valid betas."""
+        """Raises ModelError if the betas of the configuration are not valid."""
         return cls(network, NoiseSchedule.from_config(config), config)
 
     def __call__(self, x_t: Tensor, t: Tensor | int, clip: bool = True) -> Prediction:
         """Evaluate the network once.
 
         x_t: (B, C, H, W). t: a position in `schedule`, (B,) int64, or one int for the whole batch.
-        clip: keep x_0 in the range of images, as the configuration says.
+        clip: limit x_0 to the range of images as the configuration specifies, see `clip_x_0`.
         """
         if isinstance(t, int):
             output = self.network(x_t, torch.tensor([int(self.schedule.timesteps[t])], device=x_t.device))
@@ -48,7 +48,7 @@ class Denoiser:
         return Prediction(self, x_t, t, output, clip)
 
     def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-        """The output that training asks for, by `prediction_type`: eps (Eq. 14), x_0, or v. Like x_0."""
+        """The training target by `prediction_type`: eps (Eq. 14), x_0, or v. Shape and dtype of x_0."""
         match self.config.prediction_type:
             case "epsilon":
                 return eps
@@ -63,7 +63,7 @@ class Denoiser:
 
         If steps are left out, a fixed large variance becomes the small one: beta_t is far too large for few long steps.
         FID on CIFAR-10 at 20 steps is 133 with it and 18 without (Song et al. 2021, Table 1).
-        Raises ValueError if the steps are not such a list.
+        Raises ValueError if `timesteps` is not such a list.
         """
         schedule = self.schedule.subsequence(timesteps)
         gaps = len(timesteps) < timesteps[-1] + 1
@@ -77,7 +77,7 @@ class Denoiser:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of x_t. Each value is computed when it is first asked for.
+    """What a network predicts from x_t. Each value is computed when it is first used.
 
     output: the network's prediction, (B, C, H, W), without the channels of a learned variance: see `values`.
     """
@@ -114,13 +114,16 @@ class Prediction:
 
     @cached_property
     def eps(self) -> Tensor:
-        """The noise in x_t if its clean image is x_0, clipped or not: Eq. 15 solved for eps. (B, C, H, W)."""
+        """The noise in x_t that belongs to x_0, clipped or not: Eq. 15 solved for eps. (B, C, H, W)."""
         abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
         return (self.x_t - abar * self.x_0) / one_minus
 
     @cached_property
     def mean(self) -> Tensor:
-        """mu_theta(x_t, t), the mean of p(x_{t-1} | x_t): the posterior's for the predicted x_0 (Eq. 11)."""
+        """mu_theta(x_t, t), the mean of p(x_{t-1} | x_t): mu~_t of Eq. 7 for the predicted x_0.
+
+        This is Eq. 11 if the network predicts eps and x_0 is not clipped.
+        """
         return self.denoiser.schedule.posterior_mean(self.x_0, self.x_t, self.t)
 
     @cached_property
@@ -137,10 +140,10 @@ class Prediction:
 
 
 def clip_x_0(x_0: Tensor, config: ScheduleConfig) -> Tensor:
-    """Keep a predicted x_0 in the range of images, as a model's configuration says. x_0: (B, C, H, W).
+    """Limit a predicted x_0, (B, C, H, W), to the range of images, as a model's configuration specifies.
 
-    By clipping (Appendix B); by dynamic thresholding, which scales an image down by a quantile of its absolute values
-    where that is above 1 (Saharia et al. 2022, Section 2.3); or not at all.
+    By clipping, as in the authors' code; by dynamic thresholding, which divides an image by a quantile of its absolute
+    values if that is above 1 (Saharia et al. 2022, Section 2.3); or not at all.
     """
     if config.thresholding:
         extent = torch.quantile(x_0.flatten(1).abs(), config.dynamic_thresholding_ratio, dim=1)

@@ -1,4 +1,4 @@
-"""What the network is trained on."""
+"""The training loss, L_simple or L_hybrid, and the terms of the variational bound."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Sec
 
 
 def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """L_simple = ||eps - eps_theta(x_t, t)||^2 of each image, as a mean over it (Eq. 14; line 5 of Algorithm 1).
+    """L_simple of each image: (eps - eps_theta(x_t, t))^2, averaged over its values (Eq. 14; line 5 of Algorithm 1).
 
-    For a network that predicts x_0 or v, the same error of that. If the network learns the variance too: L_hybrid =
-    L_simple + 0.001 L_vlb, in which the bound teaches the variance alone (Nichol and Dhariwal 2021, Eq. 16).
+    For a network that predicts x_0 or v, the same error of x_0 or v. For a network that also learns the variance,
+    L_hybrid = L_simple + 0.001 L_vlb, where L_vlb trains only the variance (Nichol and Dhariwal 2021, Eq. 16).
 
     x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T). Returns (B,) float32: on average 1 for a network
-    that predicts no noise at all, near 0.03 for a good one on photographs.
+    that predicts eps = 0, near 0.03 for a good one on photographs.
     """
     schedule = denoiser.schedule
     x_t = schedule.q_sample(x_0, t, eps)
     prediction = denoiser(x_t, t, clip=False)
     loss = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
     if prediction.values is not None:
-        # t is drawn evenly, so T times a term is on average the sum over t that L_vlb is (in bits, as in their code).
+        # t is uniform, so T times one term is an estimate of L_vlb, the sum over t (in bits, as in their code).
         mean, log_variance = prediction.mean.detach(), cast(Tensor, prediction.log_variance)
         loss = loss + LAMBDA * schedule.T * bound_term(schedule, x_0, x_t, t, mean, log_variance) / math.log(2)
     return loss
@@ -42,7 +42,7 @@ def bound_term(
 ) -> Tensor:
     """One term of the bound (Eq. 5): L_{t-1} for t > 0 in code, L_0 for t = 0. (B,), in nats per dimension.
 
-    For a network that predicts eps, and a fixed variance, L_{t-1} is the weighted square of Eq. 12.
+    For a fixed variance, L_{t-1} is Eq. 8, and for a network that predicts eps Eq. 12, up to a constant.
     mean, log_variance: of p(x_{t-1} | x_t), like x_0.
     """
     true_mean = schedule.posterior_mean(x_0, x_t, t)
@@ -59,14 +59,14 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
 
 
 def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    """log p(x_0 | x_1) of 8-bit images: the Gaussian's mass on each one's interval of 2/255 (Eq. 13), in nats.
+    """log p(x_0 | x_1) of 8-bit images: the log of the Gaussian's mass on each value's interval (Eq. 13), in nats.
 
-    x_0: in [-1, 1], at the 256 values k / 127.5 - 1; the outermost intervals reach to infinity. Elementwise.
+    x_0: the 256 values k / 127.5 - 1. Intervals are 2/255 wide; the outermost extend to infinity. Elementwise.
     """
-    # A narrower Gaussian lies within one interval anyway, and would overflow where this is computed and not used.
+    # A narrower Gaussian lies within one interval anyway. The limit prevents overflow in entries that are not used.
     centred, inverse = x_0 - mean, (-log_sigma.clamp(min=-15)).exp()
     above, below = (inverse * (centred + half) for half in (1 / 255, -1 / 255))
-    # The interval is taken on the lower side of the mean, where the difference of two small numbers is exact.
+    # Mirror the interval to below the mean: there the difference of two small numbers is precise.
     far, near = (inverse * (half - centred.abs()) for half in (-1 / 255, 1 / 255))
     inside = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp(min=1e-12).log()
     lowest, highest = torch.special.log_ndtr(above), torch.special.log_ndtr(-below)

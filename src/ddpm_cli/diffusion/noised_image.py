@@ -1,4 +1,4 @@
-"""A noised image that travels between commands without losing anything: x_t, and what is known of it."""
+"""A noised image as a safetensors file: the exact x_t with its t, seed and schedule, to pass between commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def to_paper(t: int) -> int:
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t: (1, C, H, W) float32. t: the paper's, 0..T. seed: of its noise. schedule: by which it was noised.
+    """x_t: (1, C, H, W) float32. t: the paper's, 0..T. seed: of its noise. schedule: that of its noise.
 
     On disk it is a safetensors file with one tensor, `x_t`, and the rest as JSON under the metadata key `ddpm`.
     """
@@ -46,13 +46,13 @@ class Noised:
 
     @classmethod
     def make(cls, x_0: Tensor, t: int, seed: int, schedule: ScheduleConfig, noise: Callable[[], Tensor]) -> Noised:
-        """Noise a clean image, (1, C, H, W) in [-1, 1], to the paper's t (Eq. 4); t=0 leaves it as it is."""
+        """Noise a clean image, (1, C, H, W) in [-1, 1], to the paper's t (Eq. 4); t=0 returns it unchanged."""
         x_t = x_0 if t == 0 else NoiseSchedule.from_config(schedule).q_sample(x_0, from_paper(t), noise())
         return cls(x_t, t, seed, schedule)
 
     @staticmethod
     def looks_like(data: bytes) -> bool:
-        """Whether these are the bytes of a safetensors file: the length of a header that fits in, then its JSON."""
+        """Whether these look like the bytes of a safetensors file: a header length that fits, then JSON."""
         return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
     def to_bytes(self) -> bytes:
@@ -61,7 +61,7 @@ class Noised:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Noised:
-        """Raises DataError, calling the file `name`, if this is not what `to_bytes` wrote."""
+        """Read what `to_bytes` wrote. name: of the file, in messages. Raises DataError if it is something else."""
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             about = json.loads(header["__metadata__"]["ddpm"])
@@ -82,12 +82,12 @@ class Noised:
             ) from None
 
     def fitted(self, channels: int, size: int, noise: Callable[[], Tensor]) -> Noised:
-        """The same image at a model's size, still a draw of q(x_t | x_0) for the smaller x_0.
+        """The same image at a model's size, again a sample of q(x_t | x_0) for the smaller x_0.
 
-        The centre is averaged over k x k pixels, and RGB to gray, which shrinks the variance of the noise by a known
-        factor g; fresh noise of the missing variance, (1 - abar_t)(1 - g), brings it back. noise: gives
-        (1, channels, size, size). Returns self if it fits already. Raises DataError if the image is too small, or gray
-        where the model is in colour: there is no way to enlarge independent noise.
+        Averages k x k pixels of the centre, and RGB to gray. That multiplies the variance of the noise by a known g, so
+        new noise of the missing variance, (1 - abar_t)(1 - g), is added. noise: returns (1, channels, size, size).
+        Returns self if it fits already. Raises DataError if the image is too small, or gray for an RGB model:
+        independent noise cannot be enlarged.
         """
         _, c, height, width = self.x_t.shape
         k = min(height, width) // size

@@ -1,7 +1,7 @@
-"""The noise schedule and the forward process that follows from it (Section 2 of the paper).
+"""The noise schedule, the forward process and its posterior (Section 2 of the paper).
 
 In code t counts from 0, as in the authors' code: betas[t] here is the paper's beta_{t+1}, and T steps are 0 <= t < T.
-Everything is float64 on the CPU. A table is cast once for each dtype and device that it meets.
+Everything is float64 on the CPU. A table is cast once per dtype and device.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def make_betas(config: ScheduleConfig) -> Tensor:
 
 
 class NoiseSchedule:
-    """The forward process q(x_{1:T} | x_0) of Eq. 2, its marginals, and its posterior.
+    """The forward process q(x_{1:T} | x_0) (Eq. 2), its marginals (Eq. 4) and its posterior (Eq. 6 and 7).
 
-    betas: (T,) in (0, 1). timesteps: (T,) int64, ascending, the t by which the network knows each step; 0..T-1 unless
+    betas: (T,) in (0, 1). timesteps: (T,) int64, ascending, the t that the network gets at each step; 0..T-1 unless
     this is a subsequence of a longer schedule. All tables below are (T,) float64 tensors on the CPU:
 
     alphas, alphas_cumprod     alpha_t = 1 - beta_t and its product (Eq. 4); alphas_cumprod_prev starts with 1
     sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod     the coefficients of x_0 and eps in x_t (Eq. 4)
     posterior_variance         beta~_t (Eq. 7), 0 at t=0
-    posterior_log_variance     its logarithm; the first entry is the second one, to stay finite
+    posterior_log_variance     its logarithm; entry 0 is a copy of entry 1, to stay finite
     posterior_mean_coef_x_0, posterior_mean_coef_x_t       mu~_t = coef_x_0 x_0 + coef_x_t x_t (Eq. 7)
     log_betas                  log beta_t, the large variance of the reverse process (Section 3.2)
     """
@@ -73,7 +73,7 @@ class NoiseSchedule:
         self.posterior_mean_coef_x_0 = betas * self.alphas_cumprod_prev.sqrt() / one_minus
         self.posterior_mean_coef_x_t = (1 - self.alphas_cumprod_prev) * self.alphas.sqrt() / one_minus
 
-        # The posterior at t=0 is a point; nothing is drawn from it, but its logarithm must be finite.
+        # The posterior at t=0 has variance 0. It is never sampled, but its logarithm must be finite.
         second = self.posterior_variance[min(1, self.T - 1)].clamp(min=1e-20)
         self.posterior_log_variance = torch.cat([second[None], self.posterior_variance[1:]]).log()
         self.log_betas = betas.log()
@@ -81,18 +81,18 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
-        """Raises ModelError if the configuration makes no valid betas."""
+        """Raises ModelError if the betas of the configuration are not valid."""
         try:
             return cls(make_betas(config))
         except ValueError as error:
             raise ModelError(str(error)) from None
 
     def subsequence(self, timesteps: Sequence[int]) -> NoiseSchedule:
-        """The schedule that visits only these steps of this one: same marginals (Eq. 4), fewer and longer steps.
+        """The schedule with only these steps of this one: same marginals (Eq. 4), fewer and longer steps.
 
         Its alphas_cumprod are this one's at `timesteps` (strictly ascending, in [0, T)). Its betas and its posterior
         follow from them by the same equations (Nichol and Dhariwal 2021, Section 4).
-        Raises ValueError if the steps are not such a list.
+        Raises ValueError if `timesteps` is not such a list.
         """
         steps = list(timesteps)
         if not steps or steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] >= self.T:
@@ -153,7 +153,7 @@ class NoiseSchedule:
         return torch.where(t.view(-1, *[1] * (like.ndim - 1)) > 0, large_, small)
 
     def log_variance_range(self, t: Tensor | int, like: Tensor) -> tuple[Any, Any]:
-        """log beta~_t and log beta_t, the smallest and the largest sensible log sigma_t^2; as in `marginal`."""
+        """log beta~_t and log beta_t, the bounds of log sigma_t^2 (Section 3.2); as in `marginal`."""
         return self._at("posterior_log_variance", t, like), self._at("log_betas", t, like)
 
     def timesteps_at(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Model cards: README.md of a model, for people and for the Hugging Face Hub."""
+"""Reads and writes model cards: the README.md of a model, for people and for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddpm_cli.models.recipe import recipe_in_words
 
 __all__ = ["CARD", "PREVIEW", "is_generated", "model_card", "read_card"]
 
-CARD, PREVIEW = "README.md", "samples.png"  # files beside a model: the card, and the picture on it
+CARD, PREVIEW = "README.md", "samples.png"  # files in a model's folder: the card, and its picture
 
 _LONGEST = 1_000_000  # bytes that are read of a card
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.S)
@@ -25,7 +25,7 @@ _HYPERPARAMETER = re.compile(r"^[-*] +(?P<key>[A-Za-z][\w ]*): +(?P<value>\S.*)$
 
 
 def read_card(folder: Path) -> dict[str, str]:
-    """What the card of a model in a folder tells about its training: data set, licence, list of hyperparameters."""
+    """What a model's card contains about its training: data set, licence, list of hyperparameters."""
     from huggingface_hub import ModelCard  # late: it takes a third of a second
 
     try:
@@ -39,7 +39,7 @@ def read_card(folder: Path) -> dict[str, str]:
             for key in ("license", "datasets", "base_model"):
                 value = metadata.get(key)
                 names = value if isinstance(value, list) else [value]
-                if names and all(isinstance(name, str) for name in names):  # YAML can unfold to any size
+                if names and all(isinstance(name, str) for name in names):  # YAML can expand to any size
                     found[key] = ", ".join(names)
     if section := _HYPERPARAMETERS.search(text):
         found |= {match["key"]: match["value"].strip() for match in _HYPERPARAMETER.finditer(section["body"])}
@@ -59,7 +59,7 @@ def model_card(
 ) -> str:
     """README.md of a model: the Hub's metadata, the preview, the recipe, and how to use it.
 
-    model: `facts`. trained: a `recipe`, if it is known. preview: whether there is a grid of samples beside it.
+    model: `facts`. trained: a `recipe`, if it is known. preview: whether the folder has a grid of samples.
     address: where it will be on the Hub, org/name.
     """
     from huggingface_hub import ModelCardData
@@ -103,7 +103,7 @@ def _digest(text: str) -> str:
 
 
 def is_generated(card: str) -> bool:
-    """Whether a model card is as `model_card` of any version wrote it, and nobody has changed it."""
+    """Whether `model_card` of any version wrote this card, and nobody has changed it."""
     text, mark, rest = card.rpartition(_MARK.partition("{}")[0])
     return bool(mark) and rest.startswith(_digest(text))
 

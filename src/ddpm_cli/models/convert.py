@@ -1,8 +1,8 @@
-"""Weights of other programs -> a model of the field: the same network under other names, and what their files lack.
+"""Converts weights of other programs to a diffusers model: the same network with other parameter names.
 
-Read are the authors' TensorFlow weights as pesser/pytorch_diffusion stores them (`.ckpt`), and the unconditional models
-of OpenAI's improved-diffusion (`.pt`). The architecture is read off the shapes; what no shape shows, such as the noise
-schedule of an improved-diffusion model, must be said.
+It reads the authors' TensorFlow weights as stored by pesser/pytorch_diffusion (`.ckpt`), and unconditional models of
+OpenAI's improved-diffusion (`.pt`). The shapes of the weights show the architecture. Flags give the rest, such as the
+noise schedule of an improved-diffusion model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Converted", "Flags", "convert"]
 
 @dataclass(frozen=True)
 class Flags:
-    """How a model was trained, in the words of improved-diffusion's flags; None where it was not said."""
+    """How a model was trained: flags of improved-diffusion. None if a flag was not given."""
 
     image_size: int | None = None
     num_channels: int | None = None
@@ -45,7 +45,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model of the field. origin: the program that its weights come from."""
+    """A converted model. origin: the program that wrote its weights."""
 
     origin: str
     unet: UNetConfig
@@ -65,7 +65,7 @@ class _Level:
 def convert(path: Path, flags: Flags) -> Converted:
     """Read a file of weights of another program.
 
-    Raises ModelError if it is of none that we know, and UsageError if a flag contradicts it or one is missing.
+    Raises ModelError if the program is not supported, and UsageError if a flag is missing or contradicts the weights.
     """
     try:
         tensors = read_weights(path)
@@ -77,7 +77,7 @@ def convert(path: Path, flags: Flags) -> Converted:
     elif "input_blocks.0.0.weight" in tensors:
         converted = _from_improved_diffusion(tensors, flags)
     elif "time_embedding.linear_1.weight" in tensors:
-        raise ModelError(f"{path}: is of diffusers already", "Use it, or the folder that it is in, with -m.")
+        raise ModelError(f"{path}: is a file of diffusers already", "Use it, or its folder, with -m.")
     else:
         raise ModelError(
             f"{path}: neither of pytorch_diffusion nor of improved-diffusion (it has {', '.join(sorted(tensors)[:3])})"
@@ -88,14 +88,14 @@ def convert(path: Path, flags: Flags) -> Converted:
 
 
 def _check(flags: Flags, **shown: object) -> None:
-    """Raises UsageError if a flag says something else than the weights show."""
+    """Raises UsageError if a flag contradicts the weights."""
     for name, value in shown.items():
-        if (said := getattr(flags, name)) not in (None, value):
-            raise UsageError(f"--{name.replace('_', '-')} {said}: the weights show {value}")
+        if (given := getattr(flags, name)) not in (None, value):
+            raise UsageError(f"--{name.replace('_', '-')} {given}: the weights show {value}")
 
 
 def _unet(levels: list[_Level], size: int, heads: int, **settings: object) -> UNetConfig:
-    """The configuration of a U-Net with these levels, and as many heads at each of them."""
+    """The configuration of a U-Net with these levels, and this number of heads at each."""
     resnets = {level.resnets for level in levels}
     if len(resnets) != 1:
         raise ModelError(f"the levels of this U-Net have {sorted(resnets)} blocks, which no UNet2DModel has")
@@ -126,7 +126,7 @@ _PESSER_MID = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "res
 
 
 def _from_pytorch_diffusion(tensors: Mapping[str, Tensor], flags: Flags) -> Converted:
-    """The paper's models. Their attention is at 16x16, which tells the size of the images."""
+    """The paper's models. Their attention is at 16x16, which shows the size of the images."""
     count = len({name.split(".")[1] for name in tensors if name.startswith("down.")})
     levels = [
         _Level(
@@ -192,7 +192,7 @@ _OPENAI_TOP = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-# Their script has one list of multipliers an image size, so these tell it.
+# Their script has one list of multipliers per image size, so the multipliers show the size.
 _OPENAI_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}
 _ASK = "It is among the flags that the model was trained with; its README or model card lists them."
 
@@ -211,7 +211,7 @@ def _from_improved_diffusion(tensors: Mapping[str, Tensor], flags: Flags) -> Con
         ("noise-schedule", flags.noise_schedule),
     ):
         if value is None:
-            raise UsageError(f"--{flag} is needed: an improved-diffusion file does not say it", _ASK)
+            raise UsageError(f"--{flag} is needed: an improved-diffusion file does not contain it", _ASK)
     assert size is not None
     assert flags.diffusion_steps is not None
     out = tensors["out.2.weight"].shape[0]
@@ -226,7 +226,7 @@ def _from_improved_diffusion(tensors: Mapping[str, Tensor], flags: Flags) -> Con
         use_scale_shift_norm=scale_shift,
         attention_resolutions=tuple(size >> i for i, level in enumerate(levels) if level.attention),
     )
-    # Their networks see t * 1000 / T, unless told otherwise; a table of times says so to every reader.
+    # Their networks get t * 1000 / T by default. A table of time embeddings does the same in diffusers.
     T = flags.diffusion_steps
     table = flags.rescale_timesteps is not False and T != 1000
     config = _unet(
@@ -269,7 +269,7 @@ def _openai_levels(tensors: Mapping[str, Tensor]) -> list[_Level]:
 
     def close() -> None:
         if len(set(blocks)) != 1:
-            raise ModelError("the levels of this U-Net are mixed, as guided-diffusion's; improved-diffusion's are not")
+            raise ModelError("the blocks of a level differ, as in guided-diffusion; in improved-diffusion they do not")
         levels.append(_Level(blocks[0][0], len(blocks), blocks[0][1]))
         blocks.clear()
 
@@ -280,7 +280,7 @@ def _openai_levels(tensors: Mapping[str, Tensor]) -> list[_Level]:
         else:
             convolution = tensors.get(f"input_blocks.{k}.0.in_layers.2.weight")
             if convolution is None:
-                raise ModelError(f"input_blocks.{k} is no block of improved-diffusion")
+                raise ModelError(f"input_blocks.{k} is not a block of improved-diffusion")
             blocks.append((convolution.shape[0], f"input_blocks.{k}.1.qkv.weight" in tensors))
         k += 1
     close()
@@ -288,7 +288,7 @@ def _openai_levels(tensors: Mapping[str, Tensor]) -> list[_Level]:
 
 
 def _openai_names(tensors: Mapping[str, Tensor], config: UNetConfig, heads: int) -> Iterator[tuple[str, Tensor]]:
-    """Walk both networks in the order in which they compute, and give each tensor its name of the field."""
+    """Walk both networks in the order of computation, and give each tensor its diffusers name."""
 
     left = dict(tensors)
 
@@ -297,7 +297,7 @@ def _openai_names(tensors: Mapping[str, Tensor], config: UNetConfig, heads: int)
             value = left.pop(whole)
             layer, _, kind = whole.removeprefix(theirs + ".").rpartition(".")
             name = f"{names.get(layer, layer)}.{kind}" if layer else kind
-            if layer == "qkv":  # for each head its q, k and v
+            if layer == "qkv":  # q, k and v of each head
                 split = value.squeeze(-1) if value.ndim == 3 else value
                 split = split.view(heads, 3, -1, *split.shape[1:])
                 for i, to in enumerate(("to_q", "to_k", "to_v")):

@@ -1,4 +1,4 @@
-"""A trained model: the U-Net, the schedule it was trained with, and what can be asked of the two."""
+"""The class DDPM: a trained model, to load, to sample from and to save."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["DDPM"]
 
 
 class DDPM:
-    """unet: on its device, in its precision. schedule: the one it was trained with. shape: (C, H, W) of its images."""
+    """A trained model. unet: on its device, in its precision. schedule: of its training. shape: (C, H, W) of images."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class DDPM:
         weights: Mapping[str, Tensor] | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        """weights: what `save_pretrained` writes, for a U-Net that was cast to a lower precision.
+        """weights: float32 weights for `save_pretrained`, if the U-Net was cast to a lower precision.
 
         recipe: how it was trained, see `recipe.recipe`.
         """
@@ -59,13 +59,13 @@ class DDPM:
         """Load a model from a directory, a run, or the Hugging Face Hub.
 
         address: see `hub.resolve`. device: auto, cpu, cuda, cuda:N or mps. precision: auto, fp32 or bf16.
-        weights: "ema", or "raw" for those of a checkpoint that the optimiser left. Raises ModelError or UsageError.
+        weights: "ema", or "raw" for the trained weights of a checkpoint, not averaged. Raises ModelError or UsageError.
         """
         return cls.load(hub.resolve(str(address) if address else None), device, precision, weights)
 
     @classmethod
     def load(cls, located: hub.Located, device: str = "auto", precision: str = "auto", weights: str = "ema") -> DDPM:
-        """Load a model that was found; the rest as in `from_pretrained`."""
+        """Load a model that `hub.resolve` found; the other arguments are those of `from_pretrained`."""
         where = pick_device(device)
         dtype = pick_dtype(precision, where)
         unet, schedule = read_model(located.folder, located.files, weights)
@@ -73,14 +73,14 @@ class DDPM:
         return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
 
     def fingerprint(self) -> str:
-        """A hash of the network, its weights and its schedule: models with the same one draw the same images."""
+        """A hash of the network, its weights and its schedule: models with the same hash draw the same images."""
         what = json.dumps([self.unet.config.to_dict(), self.schedule_config.to_dict()])
         return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers pipeline directory, in float32. A model that is there is replaced.
+        """Write a diffusers pipeline directory, in float32. An existing model is replaced.
 
-        Raises ModelError if there is anything else, which would be lost.
+        Raises ModelError if the folder has other files, which would be lost.
         """
         path = Path(folder)
         if path.exists() and not pipeline.is_only_a_model(path):
@@ -89,14 +89,14 @@ class DDPM:
             pipeline.save_model(partial, self._weights, self.unet.config, self.schedule_config, self.recipe)
 
     def _network(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The U-Net, in batches for which it rounds alike, so that an image does not depend on the others."""
+        """The U-Net, in batch sizes that round the same, so that an image does not depend on its batch."""
         if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
-            # With one thread, oneDNN chooses its routines for convolutions by the size of the batch. Pairs are all
-            # alike, and no slower: there are no threads that would have to wait for one another.
+            # With one thread, oneDNN chooses its kernels for convolutions by batch size. So use batches of two, which
+            # are not slower with one thread.
             return torch.cat([self._network(pair, t) for pair in torch.split(x_t, 2)])
         if len(x_t) == 1 and x_t.device.type == "cpu":
-            # A batch of one takes other routines than a larger one, which round differently. Two of them cost less
-            # than twice as much, and an image does not depend on how many were asked for.
+            # A batch of one uses other kernels, which round differently. So use a batch of two, which takes less than
+            # twice the time.
             return self.unet(x_t.expand(2, -1, -1, -1), t)[:1]  # type: ignore[no-any-return]
         return self.unet(x_t, t)  # type: ignore[no-any-return]
 
@@ -107,7 +107,7 @@ class DDPM:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The schedule it was trained with."""
+        """The noise schedule of its training."""
         return self.denoiser.schedule
 
     def sample_loop(
@@ -119,12 +119,12 @@ class DDPM:
         start: int | None = None,
         noise: Noise | None = None,
     ) -> Iterator[Step]:
-        """Walk the reverse process from x_T and yield every Step on the way, the sample last (Algorithm 2).
+        """Run the reverse process from x_T and yield every Step, the sample last (Algorithm 2).
 
         x_T: (B, C, H, W) float, the state at step `start` (in [0, T), default T-1).
         sampler: a name in `diffusion.samplers.SAMPLERS`. steps: how many to take, default all.
-        noise: gives z of every step; default the noise of images 0..B-1 of `seed`.
-        Raises ValueError if there is no such sampler, or are no such steps.
+        noise: returns z of each step; default the noise of images 0..B-1 of `seed`.
+        Raises ValueError for an unknown sampler or invalid steps.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
@@ -141,10 +141,10 @@ class DDPM:
         batch_size: int = 64,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Tensor]:
-        """Sample the images with these numbers of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
+        """Sample the images with these indices of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
 
-        Image i is the same whatever else is drawn, and in whatever batches. progress: called after every step of every
-        batch with the number of images in it, so it adds up to the number of images times that of steps.
+        Image i does not depend on the other images, nor on batch_size. progress: called after every step of every batch
+        with the number of images in it; the sum is the number of images times the number of steps.
         """
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]

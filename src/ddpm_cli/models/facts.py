@@ -1,4 +1,4 @@
-"""What a model is, in facts and in words."""
+"""The facts about a model: its images, network, schedule and prediction, as JSON values and in words."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _VARIANCE = {
 
 
 def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
-    """A model as JSON values."""
+    """The facts as JSON values."""
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(unet).parameters())
     levels = range(len(unet.block_out_channels))
     attending = [level for level in levels if unet.down_block_types[level].startswith("Attn")]
     if unet.add_attention:
-        attending.append(levels[-1])  # in the middle
+        attending.append(levels[-1])  # in the middle block
     attention = sorted({unet.sample_size >> level for level in attending}, reverse=True)
     return {
         "size": unet.sample_size,
@@ -52,13 +52,13 @@ def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
 
 
 def words(model: Mapping[str, Any]) -> dict[str, str]:
-    """The facts for people, a line each."""
+    """The facts in words, one line each."""
     channels = ", ".join(map(str, model["block_out_channels"]))
     attention = ", ".join(f"{size}x{size}" for size in model["attention"]) or "no resolution"
     betas = f", beta from {model['beta_start']:g} to {model['beta_end']:g}" if "_" not in _kind(model) else ""
     count = f"{model['parameters'] / 1e6:.1f}M" if model["parameters"] >= 1e5 else str(model["parameters"])
     blocks = model["layers_per_block"]
-    limits = "left as they are"
+    limits = "not limited"
     if model["thresholding"]:
         limits = "scaled into [-1, 1] by dynamic thresholding"
     elif model["clip_sample"]:
@@ -82,5 +82,5 @@ def _heads(head_dim: int | Sequence[int] | None) -> str:
 
 
 def _kind(model: Mapping[str, Any]) -> str:
-    """squaredcos_cap_v2 and trained_betas have no beta_start and beta_end, and scaled_linear is written as linear."""
+    """The kind of the schedule in words. Only kinds without beta_start and beta_end have a `_` in this name."""
     return {"scaled_linear": "linear in sqrt(beta)"}.get(model["beta_schedule"], str(model["beta_schedule"]))

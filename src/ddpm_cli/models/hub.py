@@ -1,4 +1,4 @@
-"""From the address of a model (a folder, a file, a run, a repository on the Hugging Face Hub) to the model's files."""
+"""Finds a model's files from its address: a folder, a file, a run, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Located:
     files: ModelFiles
     origin: str
     address: str
-    weight_bytes: int  # size of the weights, also where they were not downloaded
+    weight_bytes: int  # size of the weights, also if they were not downloaded
 
     @property
     def weights(self) -> list[Path]:
@@ -41,15 +41,15 @@ class Located:
 
 
 def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True, weights: bool = True) -> Located:
-    """Find the model that an address means.
+    """Find the model at an address.
 
-    address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights beside
+    address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights next to
     its configuration; else `org/name[@revision]` on the Hub, or the URL of its page there. None: $DDPM_MODEL, else the
     newest run under `runs`. quiet: no progress bars for downloads. weights: whether to download them too.
     Raises ModelError.
     """
     if address is not None and not address.strip():
-        raise ModelError("the model's address is empty", "Is a variable not set? Without -m it is the newest run.")
+        raise ModelError("the model's address is empty", "Is a variable not set? The default is the newest run.")
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
         return _on_disk(_newest(runs))
@@ -91,17 +91,17 @@ def _on_disk(path: Path) -> Located:
 
 
 def _beside(path: Path) -> Located:
-    """A file of weights, whose configuration lies in the same folder."""
+    """A file of weights, with its configuration in the same folder."""
     if path.suffix not in _WEIGHTS_SUFFIXES:
         hint = "Give the directory that holds it."
         if path.suffix in _OTHER_FORMATS:
             hint = f"Weights of pytorch_diffusion or improved-diffusion: ddpm convert {path} -o DIR"
         raise ModelError(f"{path}: is not a model directory, nor weights in {' or '.join(_WEIGHTS_SUFFIXES)}", hint)
     folder = path.parent
-    if re.search(r"-\d+-of-\d+\.", path.name):  # one shard stands for all of them
+    if re.search(r"-\d+-of-\d+\.", path.name):  # one shard means all of them
         return _on_disk(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{path}: there is no config.json beside it, so its network is not known")
+        raise ModelError(f"{path}: there is no config.json next to it, so its network is not known")
     return _located(folder, ModelFiles.in_folder(folder, path.name), str(path), str(path.resolve()))
 
 
@@ -121,11 +121,11 @@ def _newest(runs: Path) -> Path:
 
 
 def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Located:
-    """Download what is missing of a model, its configuration first; without a network, use what is in the cache.
+    """Download the missing files of a model, its configuration first. Without a network, use the cache.
 
-    Files stay in the Hub's own cache, under its rules and environment variables.
+    The cache is that of huggingface_hub, with its rules and environment variables.
     """
-    # Imported late: it reads the environment when it is imported, and takes a while.
+    # Imported late: the import is slow, and reads the environment.
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -146,11 +146,11 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
             raise ModelError(f"{name}: the Hub answers with {info.sha!r}, which is not a commit")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = ModelFiles.among(sizes).require_weights()
-        about = [RECIPE] if weights else [CARD, RECIPE]  # without the weights, the question is what the model is
+        about = [RECIPE] if weights else [CARD, RECIPE]  # without weights, the caller wants information
         disable_progress_bars()  # for files of a few hundred bytes
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
         _verify(folder, files.small)
-        read_configs(folder, files)  # before many megabytes are fetched for a model that cannot be run
+        read_configs(folder, files)  # before large weights are downloaded in vain
         if not quiet:
             enable_progress_bars()
         for file in files.weights if weights else ():
@@ -172,7 +172,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         raise ModelError(f"{at}: no such directory, and not a name on the Hub ({error})") from None
     except ModelError as error:
         raise ModelError(error.message if name in error.message else f"{name}: {error.message}", error.hint) from None
-    except Exception as error:  # huggingface_hub raises its own errors, and those of the libraries below it
+    except Exception as error:  # of huggingface_hub, and of the libraries that it uses
         status = status_of(error)
         if (status is None or status == 429 or status >= 500) and (cached := _in_cache(name, revision, weights)):
             return cached
@@ -188,7 +188,7 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
 
 
 def check_token() -> None:
-    """Raises ModelError on a token that no request can carry: the HTTP library would print it in its error."""
+    """Raises ModelError if the token has invalid characters: the HTTP library would print it in its error."""
     from huggingface_hub import get_token
 
     try:
@@ -197,7 +197,7 @@ def check_token() -> None:
         token = ""
     if not re.fullmatch("[!-~]+", token):
         raise ModelError(
-            "the token for the Hugging Face Hub is damaged: it has characters that no token has",
+            "the token for the Hugging Face Hub is damaged: it has invalid characters",
             "hf auth login, or correct HF_TOKEN.",
         )
 
@@ -234,12 +234,12 @@ def _verify(folder: Path, names: Sequence[str]) -> None:
     """Compare files of the Hub's cache with their hashes, which huggingface_hub downloads but does not check.
 
     The cache names a file after its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones. A
-    large one is read once; later only its size, times and place are compared with those that it had then.
-    Raises ModelError on another hash, after removing the file.
+    large file is hashed once; later only its size, times and inode are compared with those at that time.
+    If a hash differs, the file is removed, and ModelError is raised.
     """
     for name in names:
         path = folder / name
-        if not path.is_symlink():  # a system without links, where nothing tells the hash
+        if not path.is_symlink():  # a system without links: the hash is not known
             continue
         blob = path.parent / path.readlink()
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
@@ -258,16 +258,16 @@ def _verify(folder: Path, names: Sequence[str]) -> None:
             for doomed in (path, blob, stored):
                 doomed.unlink(missing_ok=True)
             raise ModelError(
-                f"{name}: what was downloaded does not have the hash that the Hub names",
-                "It was damaged on the way, and is removed. Try again.",
+                f"{name}: the download does not have the hash that the Hub lists",
+                "It was damaged, and has been removed. Try again.",
             )
         if large:
-            with contextlib.suppress(DataError):  # a cache that cannot be written costs time, and nothing else
+            with contextlib.suppress(DataError):  # a cache that cannot be written only costs time
                 write_file(record, stamp, sync=False)
 
 
 def _stamp(blob: Path) -> bytes:
-    """What changes when somebody writes to a file or puts another one in its place. Raises OSError if it is gone."""
+    """Values that change if a file is written or replaced. Raises OSError if it is gone."""
     require_regular(blob)
     status = blob.stat()
     values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

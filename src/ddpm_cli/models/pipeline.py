@@ -1,6 +1,6 @@
-"""A model on disk, as we write it: a diffusers pipeline directory, with a card for the Hub.
+"""Writes a model as a diffusers pipeline directory, with a model card for the Hub.
 
-It holds model_index.json, unet/ and scheduler/, and loads in `DDPMPipeline.from_pretrained`.
+It has model_index.json, unet/ and scheduler/, and `DDPMPipeline.from_pretrained` loads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INDEX = {
 
 
 def configurations(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, bytes]:
-    """The JSON files of a pipeline, by their names."""
+    """The JSON files of a pipeline, by name."""
     values = {"model_index.json": _INDEX, "unet/config.json": unet.to_dict()}
     values["scheduler/scheduler_config.json"] = schedule.to_dict()
     return {name: json_bytes(value) for name, value in values.items()}
@@ -71,7 +71,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 def add_preview(
     folder: Path, unet: UNetConfig, schedule: ScheduleConfig, recipe: Mapping[str, Any], preview: bytes
 ) -> None:
-    """Put a grid of samples that was drawn later into a model's folder, and onto its card."""
+    """Add a grid of samples to a model's folder and to its card."""
     write_file(folder / PREVIEW, preview)
     write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode("utf-8", "replace"))
 

@@ -1,9 +1,8 @@
-"""Reading models in every layout that diffusers has written: which files of a folder or a repository belong to one,
-and the network in them.
+"""Reads models in every layout of diffusers: finds the files of a model in a folder or repository, and loads them.
 
-A model is a U-Net's configuration and weights, and a scheduler's configuration. A pipeline of diffusers has them in
-unet/ and scheduler/; the first ones, such as google/ddpm-*, have all in one folder. Everything is read strictly: a
-setting that we cannot honour, a missing tensor, and one too many are errors that name it.
+A model is a U-Net's configuration and weights, and a scheduler's configuration. A diffusers pipeline has them in unet/
+and scheduler/; old ones, such as google/ddpm-*, have all in one folder. Reading is strict: a setting that is not
+supported, a missing tensor and an unexpected tensor are errors that name it.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ _WEIGHTS = re.compile(rf"{WEIGHTS}(?P<variant>\.fp16)?(?:{_SHARD})?\.(?P<format>
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
 
-# What attention's parameters were called before diffusers 0.12, and parts of the network in its first releases.
+# Names of attention parameters before diffusers 0.12, and of parts of the network in its first releases.
 _OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_PARTS = {"mid": "mid_block", "downsample_blocks": "down_blocks", "upsample_blocks": "up_blocks"}
 
-# Parts of a pipeline that show that it is another kind of model.
+# Parts of a pipeline that belong to other kinds of models.
 _OTHERS = {
-    "text_encoder": "draws images from text",
-    "tokenizer": "draws images from text",
-    "bert": "draws images from text",
-    "prior": "draws images from text",
-    "vae": "draws latents, which a second network decodes",
-    "vqvae": "draws latents, which a second network decodes",
-    "movq": "draws latents, which a second network decodes",
-    "transformer": "is a transformer and no U-Net",
+    "text_encoder": "generates images from text",
+    "tokenizer": "generates images from text",
+    "bert": "generates images from text",
+    "prior": "generates images from text",
+    "vae": "generates latents, which a second network decodes",
+    "vqvae": "generates latents, which a second network decodes",
+    "movq": "generates latents, which a second network decodes",
+    "transformer": "is a transformer, not a U-Net",
 }
 
 
@@ -59,9 +58,9 @@ class ModelFiles:
 
     @classmethod
     def among(cls, names: Collection[str], weights: str | None = None) -> ModelFiles:
-        """Pick a model's files from the names of all files, written with /. Safetensors before pickles, float32 first.
+        """Choose a model's files among the names of all files, written with /. Prefers safetensors and float32.
 
-        weights: take this file for them. The result may have none: see `require_weights`.
+        weights: take this file as the weights. The result may have no weights: see `require_weights`.
         Raises ModelError if there is no configuration.
         """
         nested = "unet/config.json" in names
@@ -80,7 +79,7 @@ class ModelFiles:
     @classmethod
     def in_folder(cls, folder: Path, weights: str | None = None) -> ModelFiles:
         """The model in a folder on disk: a pipeline's, or the unet/ of one. Raises ModelError if there is none."""
-        inside = ("*", "unet/*", "scheduler/*") if weights is None else ("*",)  # beside a file of weights
+        inside = ("*", "unet/*", "scheduler/*") if weights is None else ("*",)  # next to a file of weights
         paths = [path for pattern in inside for path in folder.glob(pattern)]
         names = {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
         outside = f"../scheduler/{_SCHEDULER}"
@@ -88,13 +87,13 @@ class ModelFiles:
 
     @property
     def small(self) -> list[str]:
-        """All but the weights."""
+        """All files except the weights."""
         return [name for name in (self.index, self.config, self.scheduler) if name]
 
     def require_weights(self) -> ModelFiles:
         """Raises ModelError if there are no weights."""
         if not self.weights:
-            raise ModelError(f"has no weights beside {self.config}", f"Expected {WEIGHTS}.safetensors or .bin there.")
+            raise ModelError(f"has no weights next to {self.config}", f"Expected {WEIGHTS}.safetensors or .bin there.")
         return self
 
 
@@ -104,7 +103,7 @@ def _some(names: list[str], n: int = 3) -> str:
 
 
 def _pick_weights(names: Collection[str], part: str) -> tuple[str, ...]:
-    """The best of the weights that lie in `part`. Raises ModelError if the best is sharded and lacks a shard."""
+    """The preferred weights in `part`. Raises ModelError if they lack a shard."""
     found = [m for name in names if name.startswith(part) and (m := _WEIGHTS.fullmatch(name.removeprefix(part)))]
     if not found:
         return ()
@@ -138,15 +137,15 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
     except ModelError as error:
         raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
     if not abar[-1] > 0:
-        raise ModelError(f"{folder / files.scheduler}: nothing of an image is left before its last step")
+        raise ModelError(f"{folder / files.scheduler}: alphas_cumprod is 0 at the last step")
     return unet, schedule
 
 
 def read_model(folder: Path, files: ModelFiles, weights: str = "ema") -> tuple[UNet, ScheduleConfig]:
     """Read a model; the network is float32 on the CPU, in eval mode.
 
-    weights: "ema", the model itself; or "raw", the weights as the optimiser left them, which only a checkpoint has.
-    Raises ModelError, naming it, if anything is missing, damaged, not supported, or too much.
+    weights: "ema", the model itself; or "raw", the trained weights without averaging, which only a checkpoint has.
+    Raises ModelError that names the problem if anything is missing, damaged, not supported or unexpected.
     """
     config, schedule = read_configs(folder, files)
     paths = [folder / name for name in files.require_weights().weights]
@@ -165,13 +164,13 @@ def _parts(index: Mapping[str, object]) -> dict[str, tuple[object, object]]:
 def read_network(config: UNetConfig, paths: Iterable[Path]) -> UNet:
     """A U-Net with the weights in one or several files, float32 on the CPU, in eval mode.
 
-    Raises ModelError if a file is damaged or they are not this network's weights, and names what does not fit.
+    Raises ModelError if a file is damaged, or names the tensors that do not fit the network.
     """
     paths = list(paths)
     tensors: dict[str, Tensor] = {}
     for path in paths:
         tensors |= read_weights(path)
-    with torch.device("meta"):  # parameters that take no memory and no time, for weights to be assigned to
+    with torch.device("meta"):  # no memory for parameters: the weights are assigned to them
         unet = UNet(config)
     unet.load_state_dict(fit_weights(unet.state_dict(), tensors, str(paths[0])), assign=True)
     return unet.eval().requires_grad_(False)
@@ -191,11 +190,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything; weights_only keeps it from running code
         with path.open("rb") as file:
-            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # in a zip today, a bare one in older files
+            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # a zip, or in older files a bare pickle
         if is_pickle and isinstance(error, pickle.UnpicklingError):
             raise ModelError(
                 f"{path}: holds more than tensors, and reading it could run code; refused",
-                "Take the .safetensors of this model, or ask whoever made it for one.",
+                "Use the .safetensors of this model, or ask its author for one.",
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
@@ -209,9 +208,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights under today's names, as float32 tensors of the expected shapes. source: their name in messages.
+    """Weights with current names, as float32 tensors of the expected shapes. source: their name in messages.
 
-    Raises ModelError naming the first parameters that are missing, too many, of another shape, or not finite.
+    Raises ModelError that names the first parameters that are missing, unexpected, of another shape or not finite.
     """
     found = _modern(tensors)
     for problem, names in (
@@ -221,7 +220,7 @@ def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], s
         if names:
             raise ModelError(
                 f"{source}: {problem.format(len(names))}: {_some(sorted(names))}",
-                "The weights belong to another network than the configuration beside them.",
+                "The weights and the configuration are not of the same network.",
             )
     shapes = [
         f"{name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
@@ -239,7 +238,7 @@ def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], s
 
 
 def _squeezed(value: Tensor) -> tuple[int, ...]:
-    """The shape without ones at its end: a dense layer may be stored as a 1x1 convolution."""
+    """The shape without trailing ones: a dense layer may be stored as a 1x1 convolution."""
     shape = tuple(value.shape)
     while shape and shape[-1] == 1:
         shape = shape[:-1]
@@ -247,7 +246,7 @@ def _squeezed(value: Tensor) -> tuple[int, ...]:
 
 
 def _modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of today's diffusers."""
+    """Weights with the names of current diffusers."""
     found = {}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")

@@ -1,4 +1,4 @@
-"""A model on this machine -> a repository on the Hugging Face Hub, in one commit."""
+"""Uploads a model to the Hugging Face Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WEIGHTS = f"unet/{WEIGHTS}.safetensors"
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository as it is before. files: names; none if it does not exist yet."""
+    """A repository before the upload. files: their names; empty if it does not exist."""
 
     exists: bool
     private: bool
@@ -32,16 +32,16 @@ class Remote:
 
 @contextlib.contextmanager
 def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]]:
-    """What is sent, by its name in the repository: a pipeline that diffusers loads, its card, preview and recipe.
+    """The files to send, by their names in the repository: a diffusers pipeline, its card, preview and recipe.
 
-    A model in an older layout or format is written anew for that, under today's names. Training state is not sent. A
-    card that somebody wrote or changed is sent as it is, and ours with the address on it. address: org/name.
-    Raises ModelError if the model does not load: nothing is sent that others could not use.
+    A model in an older layout or format is converted. Training state is not sent. A card that a user wrote or changed
+    is sent unchanged; a generated one gets the address. address: org/name.
+    Raises ModelError if the model does not load.
     """
     unet, schedule = read_model(located.folder, located.files)
     recipe = read_recipe(located.folder)
     with contextlib.ExitStack() as stack:
-        # The configurations are written anew: keys of other programs may name folders of the machine they ran on.
+        # The configurations are written again: keys of other programs may contain paths of a machine.
         files: dict[str, Path | bytes] = {**pipeline.configurations(unet.config, schedule)}
         files[_WEIGHTS] = located.folder / _WEIGHTS
         if located.files.weights != (_WEIGHTS,):
@@ -59,7 +59,7 @@ def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]
 
 
 def look(address: str) -> Remote:
-    """Ask the Hub for a repository. Raises ModelError without a login, or if the Hub does not answer."""
+    """Look up a repository on the Hub. Raises ModelError without a login, or if the Hub does not answer."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -77,9 +77,9 @@ def look(address: str) -> Remote:
 
 
 def send(address: str, files: Mapping[str, Path | bytes], private: bool, message: str, quiet: bool) -> tuple[str, str]:
-    """Make the repository if need be and commit all files at once. Returns the page's URL and the commit.
+    """Create the repository if needed, and send all files in one commit. Returns the page's URL and the commit.
 
-    The token is huggingface_hub's own; it is neither read nor kept here. Raises ModelError if the Hub refuses.
+    huggingface_hub handles the token. Raises ModelError if the Hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import logging
@@ -90,7 +90,7 @@ def send(address: str, files: Mapping[str, Path | bytes], private: bool, message
         disable_progress_bars()
     api = HfApi()
     with _explained(address):
-        api.create_repo(address, private=private or None, exist_ok=True)  # None: as its owner has chosen
+        api.create_repo(address, private=private or None, exist_ok=True)  # None: the owner's default
         operations = [CommitOperationAdd(name, data) for name, data in files.items()]
         commit = api.create_commit(address, operations, commit_message=message)
     return f"{api.endpoint}/{address}", str(commit.oid)
@@ -98,7 +98,7 @@ def send(address: str, files: Mapping[str, Path | bytes], private: bool, message
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Errors of the Hub and of the way there as ModelErrors. They name no token."""
+    """Turn errors of the Hub and the network into ModelErrors without the token."""
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -107,13 +107,13 @@ def _explained(address: str) -> Iterator[None]:
         raise ModelError(f"{address}: not a name that the Hub takes ({error})") from None
     except ModelError:
         raise
-    except Exception as error:  # the Hub's answers, and what the libraries below raise
+    except Exception as error:  # of the Hub, and of the libraries that huggingface_hub uses
         status = status_of(error)
         if status in (401, 403):
-            hint = "Log in as somebody who may, with a token that may write: hf auth login"
-            raise ModelError(f"{address}: the Hub does not let you in there ({status})", hint) from None
+            hint = "Log in as a user and with a token that can write to it: hf auth login"
+            raise ModelError(f"{address}: the Hub denies access ({status})", hint) from None
         reason = f"the Hub answered {status}" if status else f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelError(
             f"{address}: could not be sent to the Hugging Face Hub ({reason})",
-            "What is there is as it was, or complete. Check the network and HF_ENDPOINT, and try again.",
+            "The repository is unchanged or complete. Check the network and HF_ENDPOINT, and try again.",
         ) from None

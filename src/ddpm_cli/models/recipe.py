@@ -1,4 +1,4 @@
-"""How a model was trained: `ddpm.json` beside it, as JSON values and in words."""
+"""The recipe of a model, `ddpm.json`: how it was trained, as JSON values and in words."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ddpm_cli.files import parse_json, read_bytes
 
 __all__ = ["RECIPE", "read_recipe", "recipe", "recipe_in_words"]
 
-RECIPE = "ddpm.json"  # a file beside a model
+RECIPE = "ddpm.json"  # a file in a model's folder
 
 
 def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, Any]:
-    """How a model was trained, as JSON values: ddpm.json. No paths of the machine it was trained on.
+    """How a model was trained, as JSON values, without paths of this machine.
 
     name: of the data set. images: how many. step: steps done.
     """
@@ -33,7 +33,7 @@ def recipe(config: RunConfig, name: str, images: int, step: int) -> dict[str, An
 
 
 def _published(base: str | None) -> str | None:
-    """A model's address without folders of the machine: org/name@commit as it is; for a run `cats, step-00010000`."""
+    """A model's address without paths of this machine: org/name@commit unchanged; for a run `cats, step-00010000`."""
     if base is None or not Path(base).is_absolute():
         return base
     *_, run, checkpoints, name = ("", "", *Path(base).parts)
@@ -41,7 +41,7 @@ def _published(base: str | None) -> str | None:
 
 
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe for people, without what it lacks."""
+    """A recipe in words. Missing values are left out."""
     images, train = values.get("images", {}), values.get("train", {})
     shown = {
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
@@ -65,7 +65,7 @@ def _joined(form: str, *values: object) -> str | None:
 def read_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe of the model in a folder. None if it has none, or one that is damaged or of another program.
 
-    Values that no recipe of ours has, such as lists, are left out.
+    Values that ddpm does not write, such as lists, are left out.
     """
     with contextlib.suppress(OSError, ValueError):
         values = parse_json(read_bytes(folder / RECIPE))

@@ -1,7 +1,7 @@
-"""A run's folder, as everybody sees it who needs its model: `ddpm train` fills it, every command reads it.
+"""The layout of a run's folder, and how to find its checkpoints. `ddpm train` writes it, every command reads it.
 
 RUN/config.json, RUN/metrics.jsonl     the run's settings and its numbers
-RUN/checkpoints/step-00010000/         a model directory with the averaged weights, and training/ beside it
+RUN/checkpoints/step-00010000/         a model directory with the averaged weights, and training/
 RUN/samples/step-00010000.png          previews
 """
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 __all__ = ["checkpoint_folder", "checkpoints", "is_run", "newest_run", "step_of"]
 
-_CHECKPOINT = re.compile(r"step-(\d{8,})")  # no copy that somebody made beside it
+_CHECKPOINT = re.compile(r"step-(\d{8,})")  # not a copy that a user made
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `ddpm train` has written here."""
+    """Whether this is the folder of a run of `ddpm train`."""
     return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where a run has the checkpoint of a step."""
+    """The folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
@@ -39,6 +39,6 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_run(runs: Path, newest_file: Callable[[Path], Path | None]) -> Path | None:
-    """The run under `runs` whose file is the newest. newest_file: the file of a run to go by; None if it has none."""
+    """The newest run under `runs`, by the time of `newest_file(run)`: a file, or None if the run does not count."""
     found = [(path.stat().st_mtime, run) for run in runs.glob("*") if (path := newest_file(run)) and path.exists()]
     return max(found)[1] if found else None

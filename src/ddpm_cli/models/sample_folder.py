@@ -15,7 +15,7 @@ from ddpm_cli.files import LOCK, PARTIAL, json_bytes, lock, read_json, write_fil
 
 __all__ = ["RECORD", "image_name", "opened"]
 
-RECORD = "samples.json"  # what the images were made with
+RECORD = "samples.json"  # the model and the settings of the images
 
 
 def image_name(i: int) -> str:
@@ -31,18 +31,18 @@ def opened(
     force: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[int]]:
-    """Fill a folder with images 0..n-1, as the only process that does. Gives the numbers of those that are missing.
+    """Lock a folder to fill it with images 0..n-1. Yields the numbers of the missing images.
 
-    made_with: what an image depends on. A folder whose images were made differently is refused; or, with `force`, these
-    images are removed. Files appear whole, so a file that exists is done. warn: is told if the folder cannot be locked.
-    Raises DDPMError.
+    made_with: the values that an image depends on. A folder with other values is refused; with `force`, its images are
+    removed. Files are written atomically, so a file that exists is complete. warn: called if the folder cannot be
+    locked. Raises DDPMError.
     """
     with ExitStack() as held:
         try:
             missing = _open(folder, n, made_with, force, warn, held)
         except LockedError:
             raise LockedError(
-                f"-o {folder}: another process is drawing into it", "Wait for it, or name another folder."
+                f"-o {folder}: another process is writing to it", "Wait for it, or name another folder."
             ) from None
         except OSError as error:
             raise DataError(f"-o {folder}: {error.strerror}") from None
@@ -52,10 +52,10 @@ def opened(
 def _open(
     folder: Path, n: int, made_with: Mapping[str, Any], force: bool, warn: Callable[[str], None], held: ExitStack
 ) -> list[int]:
-    """Lock a folder, check it, and list the images that it lacks. held: keeps the lock."""
+    """Lock a folder, check it, and list its missing images. held: holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     if not held.enter_context(lock(folder / LOCK, wait=False)):
-        warn(f"{folder}: cannot be locked here; do not let a second command draw into it at the same time")
+        warn(f"{folder}: cannot be locked here; do not let a second command write to it at the same time")
     for leftover in folder.glob(f"{PARTIAL}*"):  # from a process that was killed
         leftover.unlink(missing_ok=True)
     if force and not restarted_in(folder / LOCK):  # torchrun runs the same command again
@@ -72,7 +72,7 @@ def _open(
 
 
 def _clear(folder: Path, n: int) -> None:
-    """Remove the images that will be drawn anew; and, in a folder of ours, all images like them."""
+    """Remove images 0..n-1, and all other numbered images if the folder has a record."""
     ours = (folder / RECORD).exists()
     for path in folder.iterdir():
         if re.fullmatch(r"\d{6,}\.png", path.name) and (ours or int(path.stem) < n):
@@ -80,7 +80,7 @@ def _clear(folder: Path, n: int) -> None:
 
 
 def _differences(record: Path, made_with: Mapping[str, Any]) -> list[str]:
-    """How a folder's record differs from what is asked for, in words."""
+    """How a folder's record differs from `made_with`, in words."""
     if not record.exists():
         return []
     try:

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what gets sampled."""
+"""The exponential moving average (EMA) of the weights, which is what samples are drawn from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["EMA"]
 
 
 class EMA:
-    """average <- decay * average + (1 - decay) * weights, after every training step.
+    """average <- decay * average + (1 - decay) * weights, after every training step (Appendix B).
 
     The decay warms up as (1 + n) / (10 + n) over n updates: without that, the average of a short run is still mostly
     the random initialisation, and its samples are noise. With the paper's 0.9999 the warm-up lasts 90,000 updates.
     """
 
     def __init__(self, average: Iterable[Tensor], decay: float = 0.9999, updates: int = 0) -> None:
-        """average: the float32 tensors to keep up to date, in place. updates: how many steps there were before."""
+        """average: the float32 tensors to keep up to date, in place. updates: the number of earlier updates."""
         self.average = list(average)
         self.decay = decay
         self.updates = updates
@@ -29,12 +29,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, weights: Iterable[Tensor], finite: Tensor) -> None:
-        """Take in the weights after a step; they come in the order of `average`.
+        """Update the average after a step. weights: in the order of `average`.
 
-        finite: one bool, on the device of the weights: whether the step had a finite gradient. If not, the average
-        stays as it is. `updates` counts such a step too, because asking the device would mean to wait for it.
+        finite: () bool on the device of the weights, whether the gradient was finite. If not, the average does not
+        change. `updates` counts such a step too, since reading `finite` would wait for the device.
         """
-        share = finite * (1 - self.decay_at(self.updates))  # 0 for a step that is left out
+        share = finite * (1 - self.decay_at(self.updates))  # 0 for a step that was skipped
         for average, weight in zip(self.average, weights, strict=True):
             average.lerp_(weight, share)
         self.updates += 1

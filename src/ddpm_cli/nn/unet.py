@@ -1,6 +1,6 @@
 """The U-Net of the paper (Appendix B), with the parameter names of diffusers' UNet2DModel.
 
-A state dict of one is a state dict of the other, so models need no conversion in either direction.
+The two have the same state dict, so models need no conversion in either direction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["UNet", "timestep_embedding"]
 
 
 def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """The Transformer's sinusoidal position embedding of t. t: (B,) -> (B, dim) float32: sines, then cosines."""
+    """The Transformer's sinusoidal position embedding of t. t: (B,) -> (B, dim) float32: sines and cosines."""
     half = dim // 2
     freqs = torch.exp(
         -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
@@ -87,17 +87,17 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the H*W positions, with a norm before and a residual around. Keeps (B, C, H, W)."""
+    """Self-attention over the H*W positions, with a norm before it and a residual connection. Keeps (B, C, H, W)."""
 
     def __init__(self, config: UNetConfig, level: int, divide_by: float = 1.0, norm_groups: int | None = None) -> None:
-        """norm_groups: 0 for no norm; None for as many groups as elsewhere."""
+        """norm_groups: 0 for no norm; None for `config.norm_num_groups`."""
         super().__init__()
         channels, self.head_dim = config.block_out_channels[level], config.head_dims[level]
         self.heads = channels // self.head_dim
         self.divide_by = divide_by
         groups = config.norm_num_groups if norm_groups is None else norm_groups
         self.group_norm = nn.GroupNorm(groups, channels, config.norm_eps) if groups else None
-        inner = self.heads * self.head_dim  # fewer than all channels where heads do not divide them
+        inner = self.heads * self.head_dim  # fewer than `channels` if heads do not divide them
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner)
         self.to_v = nn.Linear(channels, inner)
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         B, C, H, W = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
         h = h.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
-        # One matmul for the three projections; the parameters stay apart under the names of the field.
+        # One matmul for the three projections; the parameters stay separate, with the names of diffusers.
         projections = (self.to_q, self.to_k, self.to_v)
         weight = torch.cat([layer.weight for layer in projections])
         bias = torch.cat([layer.bias for layer in projections])
@@ -127,8 +127,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb is not used: a ResnetBlock that resamples, and does use it, can stand in this place."""
-        # Padding 0 stands for TensorFlow's SAME: one pixel to the right and one below.
+        """emb is not used. It is a parameter because a ResnetBlock, which uses it, can replace this layer."""
+        # Padding 0 means TensorFlow's SAME: one pixel to the right and one below.
         return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
 
 
@@ -149,7 +149,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class DownBlock(nn.Module):
-    """One level of the way down; gives every intermediate map to the skip connections."""
+    """One level of the down path. Appends every intermediate feature map to `skips`."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class MidBlock(nn.Module):
         if config.add_attention:
             groups = config.attn_norm_num_groups
             if groups is None and config.resnet_time_scale_shift == "scale_shift":
-                groups = 0  # diffusers leaves the norm out there
+                groups = 0  # diffusers has no norm there
             last = len(config.block_out_channels) - 1
             self.attentions = nn.ModuleList([Attention(config, last, divide_by, groups)])
 
@@ -199,7 +199,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the way up; `index` 0 is the lowest. Each resnet also takes one map of the way down."""
+    """One level of the up path; `index` 0 is the lowest. Each resnet also takes one feature map from `skips`."""
 
     def __init__(self, config: UNetConfig, index: int) -> None:
         super().__init__()
@@ -228,9 +228,9 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t) of Eq. 11: predicts the noise in x_t, or what else a schedule's `prediction_type` says.
+    """eps_theta(x_t, t) of Eq. 11: predicts the noise in x_t, or x_0 or v, see `prediction_type` of the schedule.
 
-    With config.out_channels = 2 in_channels the second half is what it says of the variance.
+    If config.out_channels = 2 in_channels, the second half of the output is for the variance.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -250,10 +250,10 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def reset_parameters(self) -> None:
-        """The authors' initialisation: variance scaling, fan_avg, uniform (which is Xavier's), biases zero.
+        """Initialise as the authors do: variance scaling, fan_avg, uniform (Xavier), biases zero.
 
-        What ends a residual branch, and the output, starts at almost zero (scale 1e-10), so that every block starts
-        as the identity and the first prediction is eps = 0.
+        The last layer of each residual branch and the output layer start at almost zero (scale 1e-10), so that every
+        block starts as the identity and the first prediction is eps = 0.
         """
         nearly_zero = {id(self.conv_out)}
         for module in self.modules():
@@ -271,8 +271,8 @@ class UNet(nn.Module):
         """Predict eps. x_t: (B, C, H, W), H and W multiples of `config.size_multiple`; t: (B,) int64 in [0, T).
 
         t may also be (1,), one step for the whole batch: then the time embedding is computed once, and an image's
-        prediction does not depend on how many others there are. Returns (B, out_channels, H, W) in the dtype of x_t.
-        Raises ValueError if t fits neither.
+        prediction does not depend on the size of its batch. Returns (B, out_channels, H, W) in the dtype of x_t.
+        Raises ValueError if t has another shape.
         """
         config = self.config
         if t.shape not in ((1,), (len(x_t),)):
@@ -282,7 +282,7 @@ class UNet(nn.Module):
             emb = self.time_proj(t)
         else:
             emb = timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
-        emb = F.silu(self.time_embedding(emb.to(dtype)))  # every block begins with this swish: once is enough
+        emb = F.silu(self.time_embedding(emb.to(dtype)))  # every block starts with this swish, so do it once
 
         h = self.conv_in(x_t.to(dtype))
         skips = [h]

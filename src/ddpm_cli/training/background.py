@@ -1,4 +1,4 @@
-"""Work that goes on beside the training."""
+"""Runs a task in a background thread, such as writing a checkpoint while training continues."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _Result = TypeVar("_Result")
 
 
 class Background(Generic[_Result]):
-    """One piece of work at a time, in a thread. A process that ends at once does not wait for it."""
+    """Runs one task at a time in a daemon thread, so that a process that must exit does not wait for it."""
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
         self._outcome: list[_Result | Exception] = []
 
     def start(self, work: Callable[[], _Result]) -> None:
-        """Begin something; the outcome of what was begun before must have been taken."""
+        """Start a task. Raises ValueError if the outcome of the previous one was not taken."""
         if self._thread:
-            raise ValueError("the outcome of the work before was not taken")
+            raise ValueError("the outcome of the previous task was not taken")
 
         def run() -> None:
             try:
@@ -33,7 +33,7 @@ class Background(Generic[_Result]):
         self._thread.start()
 
     def outcome(self, wait: bool) -> _Result | Exception | None:
-        """Take what was returned or raised; None if nothing was begun, or (unless it is waited for) is done yet."""
+        """Take the result or the exception of the task. None if there is no task, or without `wait` if it runs."""
         if self._thread is None or (not wait and self._thread.is_alive()):
             return None
         self._thread.join()

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: what training goes on from, written whole or not at all, and checked when it is read.
+"""Reads and writes checkpoints: writes are atomic, and hashes are checked when a checkpoint is read.
 
-A checkpoint is a model directory with the averaged weights. Its folder training/ has what resuming needs.
+A checkpoint is a model directory with the averaged weights, and a folder training/ with the state for resuming.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training run goes on from."""
+    """The state from which training resumes."""
 
     step: int
-    raw: dict[str, Tensor]  # the weights as the optimiser left them
+    raw: dict[str, Tensor]  # the trained weights, not averaged
     ema: dict[str, Tensor]
     ema_updates: int
     optimizer: dict[str, Tensor]  # "exp_avg.<parameter>" and so on
@@ -64,7 +64,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _State(Strict):
-    """What training/state.json holds: the fields of a Checkpoint that are not tensors."""
+    """training/state.json: the fields of a Checkpoint that are not tensors."""
 
     step: Count
     ema_updates: Annotated[int, between(0, 10**12)]
@@ -73,15 +73,15 @@ class _State(Strict):
 
 
 def require_run(run: Path) -> None:
-    """Raises FileNotFoundError if the folder of a run is gone, for example with its disk: nothing is written then."""
+    """Raises FileNotFoundError if a run's folder is gone, for example with its disk: then nothing is written."""
     if not run.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(run))
 
 
 def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Mapping[str, Any]) -> Path:
-    """Write a checkpoint, whole or not at all, and remove the oldest ones beyond those that the run keeps.
+    """Write a checkpoint atomically, and remove old ones that the run does not keep.
 
-    Its tensors are on the CPU, contiguous. Raises OSError and SafetensorError if the disk does not take it.
+    saved: its tensors are on the CPU and contiguous. Raises OSError or SafetensorError if it cannot be written.
     """
     require_run(run)
     previews = sorted((run / "samples").glob("step-*[0-9].png"), key=lambda path: (len(path.name), path.name))
@@ -94,7 +94,7 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     return path
 
 
-# The files of a checkpoint beside those of its model.
+# The files of a checkpoint besides those of its model.
 _RAW, _OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
 _STATE, _HASHES = "training/state.json", "training/hashes.json"
 _EMA = f"unet/{WEIGHTS}.safetensors"
@@ -111,7 +111,7 @@ def _save_training(folder: Path, saved: Checkpoint) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a checkpoint, but not of its card and preview, which may change later."""
+    """SHA-256 of the files of a checkpoint, except its card and preview, which may change later."""
     files = (path for path in folder.rglob("*") if path.is_file())
     found = {path.relative_to(folder).as_posix(): path for path in files if path.name not in (CARD, PREVIEW)}
     return {name: _hash(path) for name, path in sorted(found.items()) if name != _HASHES}
@@ -124,7 +124,7 @@ def _hash(path: Path) -> str:
 
 
 def _verify(folder: Path) -> None:
-    """Raises ModelError if a file of a checkpoint is not as it was written."""
+    """Raises ModelError if a file of a checkpoint has changed since it was written."""
     hashes = read_json(folder / _HASHES)
     for name in (_RAW, _OPTIMIZER, _STATE, _EMA):
         if name not in hashes:
@@ -135,7 +135,7 @@ def _verify(folder: Path) -> None:
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ModelError(f"{folder / _HASHES}: is damaged: it names {shown(name)}, outside the checkpoint")
             if _hash(path) != digest:
-                raise ModelError(f"{path}: is damaged: its hash is not the one that it was saved with")
+                raise ModelError(f"{path}: is damaged: its hash is not that of the saved file")
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
             raise ModelError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
         except ValueError:
@@ -154,7 +154,7 @@ def load_training(folder: Path) -> Checkpoint:
 
 
 def begin_run(run: Path, config: RunConfig) -> None:
-    """Make a folder a run, or renew its configuration."""
+    """Create the files of a run, or update its configuration."""
     renew_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
     (run / "metrics.jsonl").touch()
 
@@ -166,21 +166,21 @@ def set_aside(checkpoint: Path) -> None:
 
 
 def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove old checkpoints of a run, and what killed processes left half-written.
+    """Remove old checkpoints of a run, and unfinished ones of killed processes.
 
-    The newest `keep` stay, and those of every `keep_every`th step.
+    Keeps the newest `keep`, and those of every `keep_every`th step.
     """
     for path in checkpoints(run)[:-keep]:
         if keep_every and step_of(path) % keep_every == 0:
             continue
-        doomed = path.with_name(f".{path.name}.old")  # renamed first: what has its final name is complete
+        doomed = path.with_name(f".{path.name}.old")  # rename first: a folder with its final name is complete
         with contextlib.suppress(OSError):
             path.rename(doomed)
     _remove_halves(run)
 
 
 def tidy(run: Path) -> None:
-    """Remove what killed processes left half-written in a run that nobody is training."""
+    """Remove unfinished files of killed processes. The caller holds the lock of the run."""
     _remove_halves(run)
     for folder in (run, run / "samples"):
         for leftover in folder.glob(f"{PARTIAL}*"):
@@ -193,7 +193,7 @@ def _remove_halves(run: Path) -> None:
 
 
 def check_folders(run: Path) -> None:
-    """Raises DDPMError, before any work is done, if something stands where a run must be able to write at its end."""
+    """Raises DDPMError, before any work is done, if the run could not write its files later."""
     for folder in (run, run / "checkpoints", run / "samples"):
         if folder.exists() and not folder.is_dir():
             raise DDPMError(f"{folder}: is a file, where a run needs a folder", "Move it away, or name another run.")

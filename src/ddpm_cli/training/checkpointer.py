@@ -1,4 +1,4 @@
-"""The checkpoints of a run while it is trained: written beside the training, and tried again where a disk fails."""
+"""Writes the checkpoints of a run in the background during training, and tries again if the disk fails."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ddpm_cli.training.events import Event, NotSaved, Saved
 
 __all__ = ["Saver"]
 
-SAVE_SECONDS = 1800.0  # a checkpoint at least this often, however slow the machine: half an hour is what can be lost
-RETRY_SECONDS = 60.0  # after a checkpoint could not be written
+SAVE_SECONDS = 1800.0  # the longest time between checkpoints: at most half an hour of training can be lost
+RETRY_SECONDS = 60.0  # until a failed checkpoint is tried again
 
 
 class Saver:
@@ -34,28 +34,28 @@ class Saver:
     """
 
     def __init__(self, run: Path, config: RunConfig, images: int) -> None:
-        """images: how many the run is trained on, for the model's card."""
+        """images: the number of training images, for the model card."""
         self.saved = 0
         self._run = run
         self._config = config
         self._images = images
         self._work: Background[Path] = Background()
-        self._begun = 0  # the step of the last one that was begun
+        self._begun = 0  # the step of the last one that was started
         self._due = time.monotonic() + SAVE_SECONDS
 
     @property
     def overdue(self) -> bool:
-        """Whether the clock says that a checkpoint is due."""
+        """Whether a checkpoint is due by the clock."""
         return time.monotonic() > self._due
 
     def begin(self, snapshot: Checkpoint) -> None:
-        """Begin to write a checkpoint; what became of the one before must have been taken."""
+        """Start to write a checkpoint. The outcome of the previous one must have been taken."""
         self._begun, self._due = snapshot.step, math.inf
         self._work.start(lambda: self._write(snapshot))
 
     def _write(self, snapshot: Checkpoint) -> Path:
         if not all(bool(value.isfinite().all()) for value in (*snapshot.raw.values(), *snapshot.ema.values())):
-            # Of finite gradients, with a rate beyond all measure: the loss would show it in the next step only.
+            # Possible with finite gradients and a far too large --lr; the loss shows it only in the next step.
             raise TrainingError(f"the weights are not finite at step {snapshot.step}", "Try a smaller --lr.")
         return checkpoint.save_checkpoint(self._run, self._config, snapshot, self._recipe(snapshot.step))
 
@@ -66,7 +66,7 @@ class Saver:
         return recipe(self._config, name, self._images, step)
 
     def outcome(self, wait: bool) -> Iterator[Event]:
-        """What became of the checkpoint that is being written, if it is done, or when it is."""
+        """The event of the checkpoint that is being written, if it is done. wait: until it is done."""
         match outcome := self._work.outcome(wait):
             case None:
                 return
@@ -74,16 +74,16 @@ class Saver:
                 self.saved, self._due = self._begun, time.monotonic() + SAVE_SECONDS
                 yield Saved(self._begun, outcome)
             case OSError() | SafetensorError() | DataError():
-                # A disk that fails or is full must not end a run that lives in memory.
+                # A full or failing disk must not end a run whose state is in memory.
                 self._due = time.monotonic() + RETRY_SECONDS
                 yield NotSaved(self._begun, _reason(outcome))
             case Exception():
                 raise outcome
 
     def finish(self, step: int, snapshot: Callable[[], Checkpoint]) -> Iterator[Event]:
-        """The checkpoint with which a run ends, of this step. Raises TrainingError if it cannot be written.
+        """Write the last checkpoint of a run, unless it exists. Raises TrainingError if it cannot be written.
 
-        If the run's folder is gone it is made anew: this is the last chance to keep what was learned.
+        If the run's folder is gone it is created again: this is the last chance to save the weights.
         """
         yield from self.outcome(wait=True)
         if step == self.saved:
@@ -94,11 +94,11 @@ class Saver:
             yield Saved(step, self._write(snapshot()))
         except (OSError, SafetensorError, DataError) as error:
             kept = runs.checkpoints(self._run)
-            hint = f"{kept[-1]} is safe: make room, and --resume goes on from there." if kept else "Make room first."
+            hint = f"{kept[-1]} is safe: make room, and --resume continues from it." if kept else "Make room first."
             raise TrainingError(f"step {step} could not be saved ({_reason(error)})", hint) from None
 
     def add_preview(self, step: int, picture: Path) -> Iterator[Event]:
-        """Show a preview on the card of the checkpoint of its step, if there is one."""
+        """Add a preview to the model card of the checkpoint of its step, if there is one."""
         if self._begun == step:
             yield from self.outcome(wait=True)
         folder = runs.checkpoint_folder(self._run, step)

@@ -1,4 +1,4 @@
-"""The numbers of a run as curves: a picture for people, and a few lines of text for a terminal."""
+"""Plots the metrics of a run: as a picture, and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the steps of a run, under their names; a value may be missing at some steps."""
+    """Named curves over the steps of a run. A value may be missing (None)."""
 
     title: str
     steps: list[int]
@@ -69,7 +69,7 @@ def charts(lines: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def _range(chart: Chart, names: Sequence[str]) -> tuple[float, float]:
-    """The values at the lower and the upper edge of a chart, never the same."""
+    """The values at the lower and the upper edge of a chart, never equal."""
     values = [y for name in names for _, y in chart.points(name)] or [1.0]
     low, high = min(values), max(values)
     if chart.log:
@@ -108,7 +108,7 @@ def _short(value: float) -> str:
 
 
 def draw(charts: Sequence[Chart], title: str) -> Image.Image:
-    """Charts as one picture, two beside each other, with axes, round numbers and the names of the curves."""
+    """Charts as one picture, two per row, with axes, round numbers and the names of the curves."""
     width, height = _PANEL
     rows = math.ceil(len(charts) / 2)
     picture = Image.new("RGB", (2 * width, 36 + rows * height), "white")

@@ -1,4 +1,4 @@
-"""What a training run tells whoever follows it; it prints nothing itself."""
+"""The events that a training run yields, for the command line and for callers of `train`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Logged:
-    """A line of metrics.jsonl was due. line: its fields, see `metrics.Window.line`."""
+    """A new line of metrics.jsonl. line: its fields, see `metrics.Window.line`."""
 
     line: dict[str, Any]
 
@@ -47,9 +47,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class Previewed:
-    """Samples were drawn, of the averaged weights and of the raw ones: the grids, and the mean colour of each.
+    """Previews were drawn from the averaged and the raw weights: the grids, and the mean colour of each.
 
-    Means are of each channel, in [0, 255]; `data` is that of the training images.
+    Means are per channel, in [0, 255]; `data` is that of the training images.
     """
 
     step: int
@@ -62,8 +62,8 @@ class Previewed:
 
 @dataclass(frozen=True)
 class NotSaved:
-    """Something could not be written, for want of space or of a disk. goes_on: whether the training does, and tries
-    again; or an error ends it, whose last checkpoint this was."""
+    """Something could not be written, for example to a full disk. goes_on: whether training continues and tries again;
+    False for the last checkpoint of a run that an error ends."""
 
     step: int
     reason: str
@@ -72,7 +72,7 @@ class NotSaved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: all steps are done, or the run was asked to stop and is safe."""
+    """The last event: all steps are done, or the run was asked to stop and has saved a checkpoint."""
 
     step: int
     interrupted: bool

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["is_out_of_memory", "needed_memory", "peak_memory", "total_memory"]
 
-# Copies of the parameters that a processor has not allocated yet: Adam's moments appear when they are first written.
+# Copies of the parameters that take no memory on a CPU yet: Adam's moments do so when they are first written.
 _MOMENTS, _GRADIENTS = 2, 1
-_SPARE = 1.4  # measured on processors: what a step needs, over what it keeps for its backward pass
+_SPARE = 1.4  # measured on CPUs: memory of a step, divided by what it keeps for the backward pass
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -30,10 +30,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def needed_memory(trainer: Trainer, images: int) -> float:
-    """Bytes that training needs on a processor, besides those that the trainer has: an estimate.
+    """Estimate the bytes that training needs on a CPU, besides those that the trainer has allocated.
 
-    What is kept for the backward pass is a part that does not depend on the images (weights in another precision), and
-    one that grows with them: seen from batches of two and of four.
+    The memory kept for the backward pass has a constant part (weights in another precision) and a part per image. Both
+    are measured with batches of two and of four.
     """
     two, four = (_kept(trainer, batch) for batch in (2, 4))
     each = (four - two) / 2
@@ -56,12 +56,12 @@ def _kept(trainer: Trainer, images: int) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with autocast(trainer.device, trainer.dtype), hooks:
         loss = training_loss(Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule), x_0, t, x_0)
-    del loss  # not before: of what is freed the address may come again
+    del loss  # only now: a freed address could be used again
     return sum(kept.values())
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the device has, and that this process may have; None if nobody says."""
+    """Bytes of the device's memory, at most the limit of the container; None if not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type == "mps":
@@ -70,7 +70,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that this process has had at its peak."""
+    """Peak bytes of the device's memory that this process has used."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if device.type == "mps":

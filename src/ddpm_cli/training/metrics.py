@@ -1,4 +1,4 @@
-"""The numbers of a training run, between the lines of its metrics.jsonl."""
+"""The metrics of a training run: sums over steps, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Done", "Window", "forget_after", "read_line"]
 
 
 class Done(NamedTuple):
-    """A training step: the loss of each image here and its t, both (B,), and the norm of the gradient of the batch."""
+    """A training step: loss and t of each image on this rank, both (B,), and the gradient norm of the batch, ()."""
 
     losses: Tensor
     t: Tensor
@@ -28,9 +28,9 @@ class Done(NamedTuple):
 
 
 class Window:
-    """Sums since the last line of metrics.jsonl. They stay on the device until somebody looks at them.
+    """Sums since the last line of metrics.jsonl. They stay on the device until they are read.
 
-    Of several processes each counts its own images, and all of them must look at the same time.
+    Each rank sums over its own images. All ranks must read the sums at the same step.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Window:
         self._world = world
         self._rate: float | None = None  # steps a second, smoothed
         self._seen = (step, seconds)
-        self._looked = time.monotonic()
+        self._reported = time.monotonic()
         self.reset(step, seconds)
 
     def reset(self, step: int, seconds: float) -> None:
-        """Begin anew after `step` steps and `seconds` seconds of training."""
+        """Start new sums after `step` steps and `seconds` seconds of training."""
         self._start = (step, seconds)
-        # The sum of the losses, and by quarter of t; and how many images these had.
+        # The sum of the losses, the same by quarter of t, and the number of images in each quarter.
         self._loss = torch.zeros(1, device=self._device)
         self._by_t = torch.zeros(4, device=self._device)
         self._images = torch.zeros(4, device=self._device)
@@ -56,7 +56,7 @@ class Window:
         self._bad = torch.full((2,), math.inf, device=self._device)  # first step with a bad loss, and a bad gradient
 
     def add(self, done: Done, step: int) -> None:
-        """Take in a step; step: its number, counted from 1."""
+        """Add a step. step: its number, counted from 1."""
         loss = done.losses.sum()
         self._loss += loss
         self._grad_norm += done.grad_norm
@@ -68,7 +68,7 @@ class Window:
 
     def age(self) -> float:
         """Seconds since `progress` was last called."""
-        return time.monotonic() - self._looked
+        return time.monotonic() - self._reported
 
     @property
     def sound(self) -> bool:
@@ -81,9 +81,9 @@ class Window:
             self._means(step)
 
     def _means(self, step: int) -> tuple[float, float, list[float | None]]:
-        """Of the loss, of the gradient's norm, and of the losses by quarter of t.
+        """The means of the loss, of the gradient norm, and of the loss by quarter of t (None if it has no images).
 
-        Raises TrainingError if they are not finite. The weights are those before, but later steps went on from them.
+        Raises TrainingError if they are not finite. The bad step changed no weights, but later steps were done since.
         """
         steps = step - self._start[0]
         sums = self._world.reduce_sum(torch.cat([self._loss, self._by_t, self._images])).tolist()
@@ -98,11 +98,11 @@ class Window:
         return loss, grad_norm, [sum_ / n if n else None for sum_, n in zip(sums[1:5], sums[5:], strict=True)]
 
     def progress(self, step: int, seconds: float) -> Progress:
-        """Where the run is, after `step` steps and `seconds` seconds of training."""
+        """The progress after `step` steps and `seconds` seconds of training."""
         rate = (step - self._seen[0]) / max(seconds - self._seen[1], 1e-9)
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
         self._seen = (step, seconds)
-        self._looked = time.monotonic()
+        self._reported = time.monotonic()
         settings = self._config.train
         return Progress(
             step=step,
@@ -112,7 +112,7 @@ class Window:
         )
 
     def line(self, step: int, seconds: float, lr: float) -> dict[str, Any]:
-        """A line of metrics.jsonl. loss_q1..4: of the images whose t was in that quarter, least noise first."""
+        """A line of metrics.jsonl. loss_q1..4: the loss by quarter of t, least noise first."""
         loss, grad_norm, by_t = self._means(step)
         rate = (step - self._start[0]) / max(seconds - self._start[1], 1e-9)
         return {
@@ -127,9 +127,9 @@ class Window:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that belong to steps which will be done again, and those that are damaged.
+    """Remove lines of metrics.jsonl after `step`, since these steps will be done again, and damaged lines.
 
-    A file that cannot be read stays as it is: it costs the curves, and never the run.
+    A file that cannot be read is left unchanged: that costs the curves, but not the run.
     """
     try:
         lines = read_bytes(path).splitlines(keepends=True)
@@ -144,7 +144,7 @@ _COLOURS = ("mean", "raw_mean", "data_mean")  # of previews: a number for each c
 
 
 def read_line(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl: its step, and what is sound of the rest. None if it is damaged or has no step."""
+    """A line of metrics.jsonl: its step and its valid values. None if it is damaged or has no step."""
     try:
         values = parse_json(line)
     except ValueError:
@@ -161,5 +161,5 @@ def read_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_sound(value: object) -> bool:
-    """Whether a value is a number that a run can have: all of ours are 0 or more."""
+    """Whether a value is a number that a run can write: all of them are 0 or more."""
     return type(value) in (int, float) and (value == 0 or 1e-30 <= value <= 1e30)  # type: ignore[operator]

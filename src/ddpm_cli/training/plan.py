@@ -1,4 +1,4 @@
-"""From the images, the machine and the user's wishes to a RunConfig: what `ddpm train ./images` chooses by itself."""
+"""Chooses the settings of a new run: from the images, the machine and the user's options to a RunConfig."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset
 __all__ = ["Base", "plan_run"]
 
 _SIZES = (32, 64, 128, 256)
-_TINY_SIZE = 32  # the largest that two processor cores train in minutes
+_TINY_SIZE = 32  # the largest that two CPU cores train in minutes
 
 
 def _standard_size(side: int) -> int:
-    """The largest of the usual sizes that needs no enlarging, or the smallest of them."""
+    """The largest standard size that does not enlarge images of this side, or the smallest one."""
     return max((size for size in _SIZES if size <= side), default=_SIZES[0])
 
 
@@ -32,7 +32,7 @@ def _pick_preset(name: str, size: int, on_gpu: bool) -> tuple[str, Preset]:
 
 
 def _pick_size(preset: Preset, named: bool, survey: Survey) -> int:
-    """A preset's own size if it was asked for by name; else the images' own if all share one; else a usual one."""
+    """The size of a preset that was named; else that of the images if all have the same; else a standard size."""
     if named and preset.size:
         return preset.size
     largest = preset.size or _TINY_SIZE
@@ -43,7 +43,7 @@ def _pick_size(preset: Preset, named: bool, survey: Survey) -> int:
 
 
 class Base(NamedTuple):
-    """A model to go on from. address: by which it is found again."""
+    """A model to fine-tune. address: to find it again."""
 
     address: str
     unet: UNetConfig
@@ -51,14 +51,14 @@ class Base(NamedTuple):
 
 
 def _recipe_for(base: Base, preset: str, on_gpu: bool) -> Preset:
-    """The batches of the preset that has this model's size, and the rates of fine-tuning."""
+    """The settings of fine-tuning, with the batch size of the preset for this model's image size."""
     if preset != "auto":
-        raise UsageError(f"--preset {preset}: --from brings the network already", "Leave one of the two out.")
+        raise UsageError(f"--preset {preset}: --from brings the network", "Leave one of the two out.")
     return replace(_pick_preset("auto", base.unet.sample_size, on_gpu)[1], **FINE_TUNING)
 
 
 def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, int]:
-    """The size and the channels of the images. The network is convolutional: it takes other sizes than its own too."""
+    """The size and the channels of the images. The network is convolutional, so other sizes are possible."""
     multiple = base.unet.size_multiple
     if size is not None and size % multiple:
         raise UsageError(
@@ -84,11 +84,11 @@ def plan_run(
     train: dict[str, Any] | None = None,
     base: Base | None = None,
 ) -> RunConfig:
-    """Choose what was not asked for. images: where they are.
+    """Choose the settings that the user left open. images: their address.
 
-    Without a GPU the preset is tiny; with one, the smallest that holds the images' size. data, train: further fields
-    of DataConfig and TrainConfig that were asked for. base: a model to go on from, which brings the architecture, the
-    schedule, the size and the channels. Raises UsageError if the wishes do not go together.
+    Without a GPU the preset is tiny; with one, the smallest for the size of the images. data, train: other fields of
+    DataConfig and TrainConfig that the user chose. base: a model to fine-tune, which determines the architecture, the
+    schedule, the size and the channels. Raises UsageError if options contradict each other.
     """
     if base:
         name, recipe = "fine-tuning", _recipe_for(base, preset, on_gpu)
@@ -100,7 +100,7 @@ def plan_run(
         channels = channels or survey.channels
         unet, schedule = recipe.unet(size, channels), recipe.schedule()
     steps = steps or recipe.steps
-    # Some checkpoints and previews in every run, also in one much shorter than the recipe's.
+    # Several checkpoints and previews in every run, even in one much shorter than the recipe's.
     every = max(1, min(recipe.every, steps // 4))
     settings: dict[str, Any] = {"batch_size": recipe.batch_size, "lr": recipe.lr} | (train or {})
     return RunConfig(

@@ -1,4 +1,4 @@
-"""Presets: an architecture for any image size, and settings that it trains well with.
+"""Presets: an architecture for any image size, and settings to train it.
 
 `ddpm train --help` lists their names, so this module imports neither torch nor the configurations until a preset is
 used.
@@ -19,7 +19,7 @@ __all__ = ["FINE_TUNING", "PRESETS", "Preset"]
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture for every image size that it divides, and the settings that it trains well with."""
+    """An architecture for all image sizes that it divides, and settings to train it."""
 
     about: str
     size: int | None  # pixels; None: the size of the images, up to 32
@@ -33,7 +33,7 @@ class Preset:
     lr_warmup: int = 5000
     variance_type: str = "fixed_small"
     every: int = 10_000  # steps between checkpoints, and between previews
-    smaller: str | None = None  # the preset to try where this one takes too long
+    smaller: str | None = None  # the preset to try if this one takes too long
     norm_num_groups: int = 32
     attention_size: int = 16  # pixels; the level whose feature maps are nearest to this size has attention
 
@@ -84,7 +84,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         about="1.3M parameters, minutes on two CPU cores",
         size=None,
-        channel_mult=(1, 2, 6),  # few channels where feature maps are large: twice as fast as 32·(1, 2, 2), and as good
+        channel_mult=(1, 2, 6),  # few channels in large feature maps: twice as fast as 32·(1, 2, 2), and as good
         base_channels=16,
         layers_per_block=1,
         norm_num_groups=8,

@@ -1,4 +1,4 @@
-"""Previews: samples that a run draws on its way, from the same noise every time, in a small part of its time."""
+"""Previews: samples that a run draws as it trains, always from the same noise, in a small share of its time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ddpm_cli.rng import ImageNoise
 __all__ = ["IMAGES", "Previews", "draw", "plan_previews"]
 
 IMAGES = 16
-_SHARE = 0.05  # of a run's time, at most, that previews take
-_MOST, _GOOD, _LEAST = 100, 50, 20  # steps of the sampler: all that help, enough to judge by, enough to see something
+_SHARE = 0.05  # of a run's time: what previews may take
+_MOST, _GOOD, _LEAST = 100, 50, 20  # sampler steps: more do not help; enough to judge a model; enough to see something
 
 
 @dataclass(frozen=True)
 class Previews:
-    """When a run draws previews, besides the last one at its end. every: training steps. steps: of the sampler.
+    """When a run draws previews, besides the one at its end. every: training steps between them. steps: sampler steps.
 
-    share: the part of the run's time that they take, in [0, 1]; None if it was not measured.
+    share: their estimated share of the run's time, in [0, 1]; None if it was not measured.
     """
 
     every: int
@@ -42,13 +42,14 @@ class Previews:
 
 
 def plan_previews(settings: TrainConfig, first_step: int, T: int, cost: float, asked: bool) -> Previews:
-    """Fit the previews of a run into their share of its time: first in fewer steps of the sampler, then fewer of them.
+    """Fit the previews into `_SHARE` of a run's time: first with fewer sampler steps, then with fewer previews.
 
-    cost: seconds of one step of the sampler, of `IMAGES` images, over those of a training step. asked: `sample_every`
-    was asked for, so it stays. The last preview is always drawn, in `_LEAST` steps of the sampler at least.
+    cost: the time of a sampler step of `IMAGES` images, divided by that of a training step. asked: the user chose
+    `sample_every`, so it is kept. The last preview is always drawn, and each one has at least `_LEAST` sampler steps:
+    so they can take more than their share.
     """
     left = max(1, settings.steps - first_step)
-    room = _SHARE / (1 - _SHARE) * left / cost  # steps of the sampler, in all; a preview takes two samples of them
+    room = _SHARE / (1 - _SHARE) * left / cost  # total of sampler steps; a preview samples twice (EMA, raw)
     every = settings.sample_every
 
     def count() -> int:
@@ -66,9 +67,9 @@ class _StoppedError(Exception):
 
 
 def draw(unet: UNet, schedule: ScheduleConfig, seed: int, steps: int, should_stop: Callable[[], bool]) -> Tensor | None:
-    """Sample the images of a preview: (IMAGES, C, H, W) uint8 on the CPU; None if it was asked to stop before.
+    """Sample the images of a preview: (IMAGES, C, H, W) uint8 on the CPU; None if it was stopped.
 
-    should_stop: is asked before every layer, since one step of the sampler may take a slow machine many seconds.
+    should_stop: called before every layer, since one sampler step may take many seconds on a slow machine.
     """
 
     def check(module: torch.nn.Module, args: object) -> None:

@@ -1,4 +1,4 @@
-"""A run tried before it begins: do its largest step and a preview fit into memory, and how long will it all take?"""
+"""Tries a run before it starts: do a step and a preview fit into memory, and how long will the run take?"""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ddpm_cli.training.trainer import Trainer
 
 __all__ = ["BlankPack", "Rehearsal", "measure", "rehearse"]
 
-_SECONDS = 3.0  # that steps are timed for, and that one may take to be tried twice
-_FEW = 2  # images, of which the time of a whole step is estimated where that would take long
+_SECONDS = 3.0  # the time for measuring steps; a step that takes longer is not tried twice
+_FEW = 2  # images of a small step, from which the time of a slow step is estimated
 
 
 class BlankPack(Pack):
-    """Images that are all black, where nobody needs what is in them."""
+    """Black images, for measurements that do not depend on the content."""
 
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
         self.folder, self.fingerprint = Path(), ""
@@ -44,8 +44,8 @@ class BlankPack(Pack):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """first_step: where the run goes on. memory: bytes at the peak, of this process. steps_per_second: of training.
-    seconds: of the rest of the run, with its previews."""
+    """The measurements of a run. first_step: where it starts or resumes. memory: peak bytes of this process.
+    steps_per_second: of training. seconds: for the rest of the run, with its previews."""
 
     first_step: int
     memory: int
@@ -54,29 +54,29 @@ class Rehearsal:
 
 
 class _Seconds(NamedTuple):
-    """What takes how long. step: of training, here. sample: one step of the sampler, of a preview's images."""
+    """Times on this rank. step: of a training step. sample: of a sampler step of a preview."""
 
     step: float
     sample: float
 
 
 def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
-    """Do what needs the most memory, leave no trace of it, and plan the previews. All processes must call it.
+    """Try the operations that need the most memory, undo them, and plan the previews. Every rank must call it.
 
-    Raises TrainingError, with the parts and the size of a batch that would fit, if it does not.
+    Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do.
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
-    if trainer.world.on_main(lambda: seconds.step < _SECONDS):  # the first time takes longer than the next ones
+    if trainer.world.on_main(lambda: seconds.step < _SECONDS):  # the first try is slower than the next
         seconds = trainer.world.on_all(lambda: _try(trainer, images))
     _plan_previews(trainer, _Seconds(seconds.step * parts, seconds.sample), sample_every_asked)
 
 
 def measure(trainer: Trainer, sample_every_asked: bool = False) -> Rehearsal:
-    """Find out the memory, the speed and the time of a run. All processes must call it.
+    """Measure the memory, the speed and the time of a run. Every rank must call it.
 
-    The trainer is of no other use afterwards. On a processor where a step takes long it is not tried: its time is
-    estimated from a step of few images. Raises TrainingError as `rehearse` does.
+    The trainer cannot be used afterwards. A step that is slow on a CPU is not tried: its time is estimated from a step
+    of few images. Raises TrainingError as `rehearse` does.
     """
     images, parts = _largest_part(trainer)
     slow = False
@@ -101,15 +101,15 @@ def measure(trainer: Trainer, sample_every_asked: bool = False) -> Rehearsal:
 
 
 def _largest_part(trainer: Trainer) -> tuple[int, int]:
-    """The most images that a process puts through its network at once, and in how many parts its batch goes."""
+    """The largest number of images in a forward pass of a rank, and the number of parts of its batch."""
     settings = trainer.config.train
-    rows = math.ceil(settings.batch_size / trainer.world.size)  # the same number in all, so that all try the same
+    rows = math.ceil(settings.batch_size / trainer.world.size)  # the same on all ranks
     parts = min(settings.accumulate, rows)
     return math.ceil(rows / parts), parts
 
 
 def _steps_per_second(trainer: Trainer) -> float:
-    """Train for some seconds."""
+    """Train for some seconds to measure the speed."""
     trainer.unite()
     trainer.train_step()  # the first one is slow
     synchronize(trainer.device)
@@ -124,34 +124,35 @@ def _steps_per_second(trainer: Trainer) -> float:
 
 
 def _plan_previews(trainer: Trainer, seconds: _Seconds, asked: bool) -> None:
-    """As the main process measured it."""
+    """Plan the previews from the times on rank 0."""
     settings, T = trainer.config.train, trainer.schedule.T
     cost = trainer.world.on_main(lambda: seconds.sample / seconds.step)
     trainer.previews = previews.plan_previews(settings, trainer.first_step, T, cost, asked)
 
 
 def _require_memory(trainer: Trainer, images: int, parts: int, compute: bool) -> _Seconds:
-    """Raises TrainingError, with what would fit, if so many images at a time do not. Returns what that took."""
+    """Raises TrainingError if this many images at a time do not fit, with values that do. Returns the times."""
     if seconds := _fits(trainer, images, compute):
         return seconds
     world, settings = trainer.world, trainer.config.train
     rows = images * parts
     message = f"out of memory: {images} images at a time do not fit on {trainer.device}"
-    advice = "Not even one does: a new run with a smaller --size or --preset needs less."
+    advice = "Not even one image fits: a new run with a smaller --size or --preset needs less."
     while parts < rows:
         parts = min(2 * parts, rows)
         fewer = math.ceil(rows / parts)
         if _fits(trainer, fewer, compute):
             smaller = max(1, settings.batch_size * fewer // images)
-            advice = f"--accumulate {parts} fits, and learns the same. --batch-size {smaller} fits too."
+            advice = f"--accumulate {parts} fits, and the gradient is the same. --batch-size {smaller} fits too."
             break
     raise world.reported_once(TrainingError(message, advice))
 
 
 def _fits(trainer: Trainer, images: int, compute: bool) -> _Seconds | None:
-    """Whether every process can compute so many images at a time, and a preview with the gradients in memory.
+    """Whether every rank can compute this many images at a time, and a preview while the gradients are in memory.
 
-    compute: try it, and return what it took here; else ask only for the memory.
+    compute: try it, and return the times on this rank; else only compare the estimate with the free memory. Returns
+    None if it does not fit.
     """
 
     def fits_here() -> _Seconds | None:
@@ -171,7 +172,7 @@ def _fits(trainer: Trainer, images: int, compute: bool) -> _Seconds | None:
 
 
 def _require_free(trainer: Trainer, images: int) -> None:
-    """Raises MemoryError on a processor without the memory: asking would succeed, and using it kill the process."""
+    """Raises MemoryError if a CPU lacks the memory: allocating would succeed, and using it would kill the process."""
     if trainer.device.type == "cpu":
         free = free_memory()
         if free is not None and needed_memory(trainer, images) > free:
@@ -179,7 +180,7 @@ def _require_free(trainer: Trainer, images: int) -> None:
 
 
 def _try(trainer: Trainer, images: int) -> _Seconds:
-    """A forward and a backward pass, and a step of a preview."""
+    """Do a forward and a backward pass and a sampler step, and return their times."""
     try:
         started = time.perf_counter()
         x_0 = torch.zeros((images, *trainer.pack.shape), device=trainer.device)
@@ -191,7 +192,7 @@ def _try(trainer: Trainer, images: int) -> _Seconds:
 
 
 def _sampler_seconds(trainer: Trainer) -> float:
-    """How long a step of a preview takes."""
+    """The time of a sampler step of a preview."""
     model = DDPM(trainer.averaged, trainer.config.schedule)
     x_T = torch.zeros(previews.IMAGES, *model.shape)
     started = time.perf_counter()

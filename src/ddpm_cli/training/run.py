@@ -1,6 +1,6 @@
-"""A run of training: a new one, planned from the images and the machine, or one that goes on from its checkpoint.
+"""Starts or resumes a training run.
 
-`train` does everything. `open_run` gives the same in its parts, to whoever shows them to a person.
+`train` does everything. `open_run` does the same in parts, for the command line, which shows them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from ddpm_cli.training.trainer import Trainer
 
 __all__ = ["Bar", "Request", "Run", "open_run", "train"]
 
-_NAMED = 5  # files that an error names where more were left out
+_NAMED = 5  # the most files that an error names
 _DATA_FIELDS = {field.name for field in fields(DataConfig)} - {"images"}
 _TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 
-# Opens a progress bar for one piece of work, named in words, and closes it at the end.
+# A context with a progress bar for a task; the argument describes the task.
 Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
@@ -53,14 +53,14 @@ def _no_bar(what: str) -> Iterator[OnProgress]:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a run. Whatever is left out is chosen from the images and the machine, or was chosen before.
+    """The options of a run. The others are chosen from the images and the machine; a resumed run keeps its settings.
 
     images: folders, archives, lists, image files, or hf://org/name, see `data.sources.open_source`; - is a list on
     stdin. folder: the run's; None is runs/<name of the images>.
     data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
-    start_from: the address of a model whose weights and schedule a new run starts from.
-    resume: go on with the run if it is there. force: move a run of that name aside and start anew; with resume, go on
-    with other images. strict: refuse images that cannot be used, instead of leaving them out.
+    start_from: the address of a model to fine-tune.
+    resume: continue the run if it exists. force: rename an existing run and start anew; with resume, accept other
+    images. strict: raise an error for images that cannot be used, instead of leaving them out.
     """
 
     images: Sequence[str]
@@ -74,7 +74,7 @@ class Request:
     strict: bool = False
 
     def check(self) -> None:
-        """Raises UsageError on values that no run can have."""
+        """Raises UsageError for values that are not valid."""
         if self.data.get("fit", "crop") not in ("crop", "pad", "stretch"):
             raise UsageError(f"--fit {self.data['fit']} is not crop, pad or stretch")
         if not 0 < self.train.get("lr", 1.0) < math.inf:
@@ -85,10 +85,10 @@ class Request:
 
 @dataclass
 class Run:
-    """A run that is open: nobody else trains it, its images are decoded, its trainer is ready.
+    """An open run: its settings are chosen, its images are decoded, its trainer is ready.
 
-    images: as they were named. kept_images: names that find them again: a list from a pipe is kept in the folder.
-    config: the decided settings. resuming: whether it goes on with a run that is there.
+    images: as the user named them. kept_images: names that find them again; a list from a pipe is kept in the folder.
+    config: the settings. resuming: whether the run exists already.
     """
 
     folder: Path
@@ -100,14 +100,14 @@ class Run:
     _opening: _Opening
 
     def measure(self) -> Rehearsal:
-        """Train for some seconds and forget it: memory, speed and time of the run. It can not be trained afterwards."""
+        """Train for some seconds to measure memory, speed and time. The run cannot be trained afterwards."""
         found = checkpoints(self.folder) if self.resuming else []
         world = self.trainer.world
         self.trainer.first_step = self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
         return measure(self.trainer, self._sample_every_asked)
 
     def begin(self) -> None:
-        """Go back to the newest checkpoint, try the largest step, and make the run's folder. In every process."""
+        """Load the newest checkpoint, try the largest step, and create the run's folder. Every rank must call it."""
         trainer, world = self.trainer, self.trainer.world
         if self.resuming:
             world.on_main(lambda: self._opening.restore(trainer))
@@ -145,15 +145,15 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Path:
-    """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, which is its address.
+    """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, an address for `DDPM`.
 
     images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
     settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
-    on_event: is given every event of `training.events`. on_note: is told in words what may surprise.
-    should_stop: is asked after every step; when it returns True, the run is saved and stops.
-    Started by torchrun, the processes train together. Raises DDPMError; TypeError on a setting that does not exist;
-    ValueError if no images are named.
+    on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
+    should_stop: called after every step; if it returns True, the run saves a checkpoint and stops.
+    Under torchrun all processes train one run. Raises DDPMError; TypeError for an unknown setting; ValueError without
+    images.
     """
     data = {name: settings.pop(name) for name in _DATA_FIELDS & settings.keys()}
     if unknown := settings.keys() - _TRAIN_FIELDS:
@@ -189,10 +189,10 @@ def open_run(
     bar: Bar = _no_bar,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Run]:
-    """Decide everything about a run, decode its images, and keep other processes from it until the block ends.
+    """Choose the settings of a run, decode its images, and hold its lock until the block ends. Every rank must call it.
 
-    Every process calls it. dry: for `Run.measure` alone; decodes nothing, locks nothing, writes nothing.
-    warn: is told what may surprise, in the main process. Raises DDPMError.
+    dry: only for `Run.measure`; nothing is decoded, locked or written. warn: called with warnings, on rank 0.
+    Raises DDPMError.
     """
     with ExitStack() as held:
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
@@ -209,7 +209,7 @@ def open_run(
 
 
 class _Decision(NamedTuple):
-    """base: the model whose weights a run starts from, if it does and has none of its own yet."""
+    """base: the model to fine-tune; None if there is none, or if the run has a checkpoint."""
 
     config: RunConfig
     resuming: bool
@@ -217,7 +217,7 @@ class _Decision(NamedTuple):
 
 
 class _Opening:
-    """The way from a request to a run. Methods run in the main process alone unless they say otherwise."""
+    """Turns a Request into a Run. Its methods run on rank 0 only, unless their docstring names every rank."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class _Opening:
         warn: Callable[[str], None],
         held: ExitStack,
     ) -> None:
-        """held: what the run holds on to until it ends."""
+        """held: contexts that stay open until the run ends, such as its lock."""
         self.folder = request.folder or Path("runs") / name_of(request.images)
         self.request = request
         self._world = world
@@ -248,7 +248,7 @@ class _Opening:
 
     @property
     def source(self) -> Source:
-        """The images that were named; finding them may take a while."""
+        """The images that the user named. To find them may take a while."""
         if self._source is None:
             with self._bar("looking for images") as progress:
                 both = zip(self.request.images, self.kept_images, strict=True)
@@ -270,7 +270,7 @@ class _Opening:
         return listed
 
     def decide(self) -> _Decision:
-        """Decide everything about the run, and lock it. Raises DDPMError."""
+        """Choose the settings of the run, and lock it if it exists. Raises DDPMError."""
         self.request.check()
         old = self._old_config()
         if old:
@@ -284,12 +284,12 @@ class _Opening:
         return _Decision(config, old is not None, base)
 
     def _old_config(self) -> RunConfig | None:
-        """The configuration of the run to go on with, or None to start one. Raises DDPMError if neither can be."""
+        """The configuration of the run to resume, or None for a new run. Raises DDPMError if neither is possible."""
         exists = (self.folder / "config.json").is_file()
         checkpoint.check_folders(self.folder)
         if exists and not self._dry:
             self._lock()
-            if restarted_in(self.folder / LOCK):  # torchrun calls the same command again; its run is there by now
+            if restarted_in(self.folder / LOCK):  # torchrun runs the same command again, and its run exists now
                 self._restarted = True
                 self._resume, self._force = True, self._force and self._resume
         if self._resume and exists:
@@ -301,26 +301,26 @@ class _Opening:
         return None
 
     def _lock(self) -> None:
-        """Be the only one that trains this run, until it ends."""
+        """Lock this run until it ends."""
         try:
             self._locked = True
             if not self._held.enter_context(lock(self.folder / LOCK, wait=False)):
                 self._warn(
-                    f"{self.folder}: this file system has no locks, so nothing keeps a second process from training "
-                    "this run at the same time, which would damage it"
+                    f"{self.folder}: this file system has no locks. Do not let a second process train this run at the "
+                    "same time: that would damage it"
                 )
         except LockedError:
             raise LockedError(
                 f"{self.folder}: another process is training this run",
-                "Wait for it, or stop it. ddpm plot shows how far it is.",
+                "Wait for it, or stop it. ddpm plot shows its progress.",
             ) from None
 
     def _locate(self, address: str | None) -> hub.Located | None:
-        """Find the model whose weights a run starts from, if it starts from one."""
+        """Find the model to fine-tune, if there is one."""
         return None if address is None else hub.resolve(address)
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
-        """The configuration of a new run. base: the model that it starts from."""
+        """The configuration of a new run. base: the model to fine-tune."""
         data, settings = dict(self.request.data), dict(self.request.train)
         with self._bar("reading headers") as progress:
             found = survey(self.source, progress)
@@ -340,7 +340,7 @@ class _Opening:
         )
 
     def _resumed(self, old: RunConfig) -> RunConfig:
-        """The configuration of a run that goes on. Raises UsageError naming what contradicts it."""
+        """The configuration of a resumed run. Raises UsageError that names contradicting options."""
         preset, start_from = self.request.preset, self.request.start_from
         contradictions = [
             f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
@@ -355,16 +355,16 @@ class _Opening:
         if contradictions:
             raise UsageError(
                 f"--resume: contradicts the run: {', '.join(contradictions)}",
-                "Leave these out to go on with the run, or start another with -o RUN.",
+                "Leave these out to continue the run, or start another with -o RUN.",
             )
         free = {key: value for key, value in self.request.train.items() if key in TrainConfig.FREE}
         return replace(old, train=replace(old.train, **free))
 
     def packs(self, data: DataConfig) -> Pack:
-        """The decoded images. Every process calls it.
+        """The decoded images. Every rank must call it.
 
-        The main process decodes them. A process on another machine that does not see its cache decodes its own copy.
-        Raises DataError if there is none, or another one.
+        Rank 0 decodes them. A rank on a machine without access to the cache of rank 0 decodes its own copy.
+        Raises DataError if there are none, or if they are not those of rank 0.
         """
         found: list[Pack] = []
 
@@ -388,13 +388,13 @@ class _Opening:
             except (OSError, ValueError, KeyError, TypeError):
                 pack = decode()
             if pack.fingerprint != fingerprint:
-                raise DataError(f"{and_more(self.request.images)}: not the images that process 0 has on its machine")
+                raise DataError(f"{and_more(self.request.images)}: not the images that rank 0 has on its machine")
             return pack
 
         return self._world.on_all(here)
 
     def blank_pack(self, data: DataConfig) -> Pack:
-        """As many images of that size, none of which is decoded. Every process calls it."""
+        """Black images of the same number and size, without decoding. Every rank must call it."""
 
         def count() -> int:
             with self._bar("looking for images") as progress:
@@ -404,7 +404,7 @@ class _Opening:
         return BlankPack(self._world.on_main(count), (data.channels, data.size, data.size))
 
     def restore(self, trainer: Trainer) -> None:
-        """Load the newest checkpoint. Raises DDPMError if the images are others now, unless that is forced."""
+        """Load the newest checkpoint. Raises DDPMError if the images have changed, unless forced."""
         found = checkpoints(self.folder)
         if not found:
             self._warn(f"{self.folder} has no checkpoint yet; starting from step 0")
@@ -413,17 +413,17 @@ class _Opening:
             if not self._force:
                 raise DDPMError(
                     "--resume: the images are not those that the run was trained on",
-                    "Give those, or train another run with -o RUN, or add --force to go on with these.",
+                    "Give those, or train another run with -o RUN, or add --force to continue with these.",
                 )
-            self._warn("going on with other images than those that the run was trained on")
+            self._warn("continuing with other images than those that the run was trained on")
         if trainer.step > trainer.config.train.steps:
             raise UsageError(
                 f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
-                "--steps is the total, resumed or not.",
+                "--steps is the total, also of a resumed run.",
             )
 
     def _newest_good(self, trainer: Trainer, found: list[Path]) -> str:
-        """Load the newest whole checkpoint, and set damaged newer ones aside. Returns its pack's fingerprint."""
+        """Load the newest intact checkpoint, and rename damaged newer ones. Returns its pack's fingerprint."""
         damaged = []
         for path in reversed(found):
             try:
@@ -434,24 +434,24 @@ class _Opening:
                 continue
             for newer in damaged:
                 checkpoint.set_aside(newer)
-                self._warn(f"{newer.name} is damaged, and set aside; going on from {path.name}")
+                self._warn(f"{newer.name} is damaged and was renamed; continuing from {path.name}")
             return fingerprint
         raise ModelError(
             f"{self.folder}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
         )
 
     def make_folder(self, config: RunConfig, resuming: bool) -> None:
-        """Make the run's folder, now that nothing more can be refused."""
+        """Create the run's folder. This comes last, when nothing can be refused any more."""
         run = self.folder
         if self._force and not resuming and run.exists():
-            if not self._locked:  # it was no run when we looked, and another process may be training it now
+            if not self._locked:  # it was not a run at the first check, but may be trained now
                 self._lock()
             aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}.old-{i}")).exists())
             run.rename(aside)
             self._warn(f"moved the run that was in {run} to {aside}")
         if not resuming:
             self._lock()
-            if (run / "config.json").exists():  # since we looked
+            if (run / "config.json").exists():  # since the first check
                 raise _taken(run)
         sign(run / LOCK)
         checkpoint.begin_run(run, config)
@@ -473,17 +473,17 @@ def _kept(images: Sequence[str], run: Path) -> list[str]:
 
 def _taken(run: Path) -> DDPMError:
     return DDPMError(
-        f"{run}: a run is there already", "Go on with it: --resume. Start another: -o RUN. Start anew: --force."
+        f"{run}: a run exists already", "Continue it: --resume. Start another: -o RUN. Start anew: --force."
     )
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether a folder has nothing but what a killed process left half-written."""
+    """Whether a folder has nothing but unfinished files of a killed process."""
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _same_model(address: str, base: str | None) -> bool:
-    """Whether an address may be that of the model that a run started from; a revision may have moved on since."""
+    """Whether an address may be that of the model that a run fine-tunes. A branch may have newer commits by now."""
     if base is None:
         return False
     path = Path(address).expanduser()
@@ -495,7 +495,7 @@ def _same_model(address: str, base: str | None) -> bool:
 
 
 def _check_batch(settings: TrainConfig, processes: int) -> None:
-    """Raises UsageError if a batch cannot be shared out as it should be."""
+    """Raises UsageError if a batch cannot be split over its parts or ranks."""
     if settings.accumulate > settings.batch_size:
         raise UsageError(f"--accumulate {settings.accumulate}: a batch has only {settings.batch_size} images")
     if processes > settings.batch_size:
@@ -519,4 +519,4 @@ def _write_left_out(run: Path, pack: Pack) -> None:
     if pack.left_out:
         renew_file(path, "".join(f"{name}: {reason}\n" for name, reason in pack.left_out).encode())
     else:
-        path.unlink(missing_ok=True)  # from a time when some were
+        path.unlink(missing_ok=True)  # from an earlier start

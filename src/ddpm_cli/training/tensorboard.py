@@ -1,4 +1,4 @@
-"""A run's numbers and previews in TensorBoard, through the extra `ddpm-cli[tensorboard]`."""
+"""Writes a run's metrics and previews for TensorBoard; needs the extra `ddpm-cli[tensorboard]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Board", "require_tensorboard"]
 
 
 def require_tensorboard() -> Any:
-    """The module that writes what TensorBoard reads. Raises UsageError if the library is not there."""
+    """The module torch.utils.tensorboard. Raises UsageError if tensorboard is not installed."""
     try:
         return importlib.import_module("torch.utils.tensorboard")
     except ImportError:
@@ -24,10 +24,10 @@ def require_tensorboard() -> Any:
 
 
 class Board:
-    """Writes into RUN/tensorboard. Raises DataError when that cannot be written any more."""
+    """Writes to RUN/tensorboard. Raises DataError if that fails."""
 
     def __init__(self, run: Path, step: int) -> None:
-        """step: where the run goes on; what was written of later steps is hidden, as they will be done again."""
+        """step: where the run continues. Values of later steps are hidden, since these steps will be done again."""
         self._folder = run / "tensorboard"
         try:
             self._writer = require_tensorboard().SummaryWriter(str(self._folder), purge_step=step + 1)
@@ -35,7 +35,7 @@ class Board:
             raise self._failure(error) from None
 
     def add(self, event: Event) -> None:
-        """Write what is to be seen of an event: the fields of a line of metrics.jsonl as curves, previews as images."""
+        """Write an event: fields of metrics.jsonl as curves, previews as images. Other events are ignored."""
         try:
             match event:
                 case Logged(line=line):
@@ -51,11 +51,11 @@ class Board:
                 case _:
                     return
             self._writer.flush()
-        except Exception as error:  # of a library that nothing depends on
+        except Exception as error:  # an error of this library must not end a run
             raise self._failure(error) from None
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write what is buffered, and close the files."""
         try:
             self._writer.close()
         except Exception as error:

@@ -38,10 +38,9 @@ _EVENT_SECONDS = 0.25
 
 
 class Trainer:
-    """One run: its networks, its optimiser, its folder. Everything random in step k depends on (seed, k) alone.
+    """A run: its networks, its optimiser, its folder. All random numbers of step k depend only on (seed, k).
 
-    With several processes each has a Trainer. All hold the same weights, each computes its rows of every batch, and
-    the one that leads writes.
+    Every rank has a Trainer with the same weights, and computes its rows of every batch. Rank 0 writes the files.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Trainer:
         weights: Mapping[str, Tensor] | None = None,
         world: World | None = None,
     ) -> None:
-        """Start from the weights of a model, or from fresh ones; only those of the process that leads count.
+        """weights: of a model to start from, on rank 0; None starts from random ones.
 
         dtype: of the matrix products; weights, averages and the optimiser are float32.
         """
@@ -64,12 +63,12 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         self.world = world or World()
-        self.first_step = 0  # where this part of the run began
+        self.first_step = 0  # where it started or resumed
         self.step = 0  # steps done
         self.seconds = 0.0  # spent in them
         self.schedule = NoiseSchedule.from_config(config.schedule)
         self.batches = Batches(len(pack), config.train.batch_size, config.train.seed)
-        self.rows = self.world.rows(config.train.batch_size)  # of every batch, that are computed here
+        self.rows = self.world.rows(config.train.batch_size)  # of every batch, on this rank
 
         seed_everything(config.train.seed, "weights")
         unet = UNet(config.unet)
@@ -78,14 +77,14 @@ class Trainer:
         else:
             unet.load_state_dict(weights)
         self.unet = place(unet, device).train()
-        self.network: nn.Module = self.unet  # what is trained: the U-Net, or all processes' as one
+        self.network: nn.Module = self.unet  # the U-Net, in DistributedDataParallel if there are several ranks
         averaged = UNet(config.unet)
         averaged.load_state_dict(unet.state_dict())
         self.averaged = place(averaged, device).eval().requires_grad_(False)
         self.parameters = list(self.unet.parameters())
         self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
-        for parameter in self.parameters:  # Adam would make them in its first step, but memory should run out now
+        for parameter in self.parameters:  # Adam would allocate them in its first step; memory should run out now
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -93,8 +92,8 @@ class Trainer:
             }
         self.previews = Previews.unmeasured(config.train, self.schedule.T)
         self.saver = Saver(run, config, len(pack))
-        self._colours: dict[str, list[float]] = {}  # of the samples that were drawn since the last line of metrics
-        self._updating = False  # whether the weights are between two steps
+        self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
+        self._updating = False  # whether a step is changing the weights
 
     def _moments(self) -> dict[str, Tensor]:
         """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
@@ -110,7 +109,7 @@ class Trainer:
         return 4 * sum(parameter.nbytes for parameter in self.parameters)
 
     def resume(self, folder: Path) -> str:
-        """Go on from a checkpoint. Returns the fingerprint of the images it was trained on.
+        """Load a checkpoint. Returns the fingerprint of the images it was trained on.
 
         Raises ModelError if it is damaged.
         """
@@ -121,14 +120,14 @@ class Trainer:
             for name, moment in self._moments().items():
                 moment.copy_(saved.optimizer[name])
         except (KeyError, RuntimeError) as error:
-            raise ModelError(f"{folder}: does not belong to the configuration of its run ({error})") from None
+            raise ModelError(f"{folder}: does not fit the configuration of its run ({error})") from None
         self.ema.updates = saved.ema_updates
         self.first_step = self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
         return saved.images
 
     def unite(self) -> None:
-        """Bring all processes to the state of the one that leads, and join their networks."""
+        """Copy the state of rank 0 to all ranks, and set up DistributedDataParallel."""
         self.step, self.seconds, self.ema.updates = self.world.on_main(
             lambda: (self.step, self.seconds, self.ema.updates)
         )
@@ -136,13 +135,13 @@ class Trainer:
         self.network = self.world.data_parallel(self.unet, self.device)
 
     def train_step(self) -> Done:
-        """One pass of Algorithm 1's loop, and the average of Section 4."""
+        """One iteration of Algorithm 1, and the update of the EMA (Appendix B)."""
         settings = self.config.train
         x_0, t, eps = self._batch()
         seed_everything(settings.seed, f"dropout {self.world.rank}", self.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        # The gradient of the whole batch, from parts of it that fit into memory: what is drawn does not depend on them.
+        # Gradient accumulation. The random numbers do not depend on the parts.
         *first, last = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
         for part in first:
             with no_sync(self.network):
@@ -151,8 +150,8 @@ class Trainer:
         self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self.optimizer.param_groups[0]["lr"] = self._lr()
-        # A gradient that is not finite changes neither weights nor averages. Adam leaves out a step that is marked by
-        # found_inf, without asking the device. On Apple's GPUs it does not look at it.
+        # A gradient that is not finite changes neither weights nor averages. Fused Adam skips a step with found_inf,
+        # so the CPU does not wait for the device. On MPS it ignores found_inf, so there the CPU checks.
         finite = grad_norm.isfinite()
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         if self.device.type != "mps" or finite:
@@ -163,7 +162,7 @@ class Trainer:
         return Done(torch.cat(losses), t, grad_norm)
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's rows of the step's x_0, t and eps."""
+        """This rank's rows of the step's x_0, t and eps."""
         settings = self.config.train
         try:
             batch = self.pack[self._mine(self.step)]
@@ -181,14 +180,14 @@ class Trainer:
         return x_0, t, eps.contiguous(memory_format=memory_format(self.device))
 
     def _mine(self, step: int) -> Tensor:
-        """Which images are this process's rows of a step's batch."""
+        """The indices of the images in this rank's rows of a step's batch."""
         return self.batches[step][self.rows.start : self.rows.stop]
 
     def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
         with autocast(self.device, self.dtype):
             loss = training_loss(Denoiser(self.network, self.schedule, self.config.schedule), x_0, t, eps)
-        # Processes take the mean of their gradients; together they shall have that of the mean over the whole batch.
+        # DistributedDataParallel averages over ranks; this scale gives the gradient of the mean over the whole batch.
         (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -197,7 +196,7 @@ class Trainer:
         return settings.lr * min(1.0, (self.step + 1) / max(1, settings.lr_warmup))
 
     def _snapshot(self) -> checkpoint.Checkpoint:
-        """A copy of all that the run goes on from, on the CPU, no longer changed by the training."""
+        """A copy of the state on the CPU, which training does not change."""
         ema, raw, moments = map(_copied, (self.averaged.state_dict(), self.unet.state_dict(), self._moments()))
         return checkpoint.Checkpoint(
             step=self.step,
@@ -210,9 +209,9 @@ class Trainer:
         )
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
-        """Draw a grid of samples from the averaged weights, and one from the raw ones, from the same noise every time.
+        """Draw a grid of samples from the averaged weights, and one from the raw ones, always from the same noise.
 
-        Returns None if it was asked to stop before.
+        Returns None if `should_stop` stopped it.
         """
         samples = self._draw(self.averaged, should_stop)
         self.unet.eval()
@@ -233,11 +232,11 @@ class Trainer:
             return previews.draw(unet, self.config.schedule, self.config.train.seed, self.previews.steps, should_stop)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Train to the last step, writing metrics, previews and checkpoints on the way.
+        """Train to the last step, and write metrics, previews and checkpoints.
 
-        should_stop: asked after every step; when it says so, in any process, a checkpoint is written and the run ends.
-        Raises TrainingError at a loss that is not finite, with the checkpoints before it untouched; and whatever else
-        ends a run, after a checkpoint of what was learned until then, where that can be had.
+        should_stop: called after every step; if it returns True on any rank, a checkpoint is written and the run ends.
+        Raises TrainingError if a loss or gradient is not finite; earlier checkpoints stay. For other errors, a
+        checkpoint of the last good step is written first, if possible.
         """
         self.unite()
         self.world.on_main(lambda: forget_after(self.run / "metrics.jsonl", self.step))
@@ -251,7 +250,7 @@ class Trainer:
             if self.world.is_main:
                 yield from self._rescue(window, isinstance(error, LostProcessError))
             if isinstance(error, TrainingError) and (kept := runs.checkpoints(self.run)):
-                error.hint = f"{kept[-1]} is safe: --resume goes on from there. {error.hint or ''}".strip()
+                error.hint = f"{kept[-1]} is safe: --resume continues from it. {error.hint or ''}".strip()
             raise error
         yield from self.world.on_all(lambda: list(self._finish_saving()) if self.world.is_main else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
@@ -262,8 +261,8 @@ class Trainer:
         while self.step < settings.steps and not stop:
             started = time.perf_counter()
             window.add(self.train_step(), self.step)
-            # What the clock says, the process that leads says for all.
-            stop, overdue, look = world.any(
+            # The clock of rank 0 decides for all ranks.
+            stop, overdue, report = world.any(
                 should_stop(),
                 world.is_main and self.saver.overdue,
                 world.is_main and window.age() > _EVENT_SECONDS,
@@ -272,10 +271,10 @@ class Trainer:
             log = done or self.step % settings.log_every == 0
             save = done or self.step % settings.save_every == 0 or overdue
             draw = done or self.previews.is_due(self.step)
-            if log or save or draw or look:
+            if log or save or draw or report:
                 synchronize(self.device)
             self.seconds += time.perf_counter() - started
-            if log or save or draw or look:
+            if log or save or draw or report:
                 yield window.progress(self.step, self.seconds)
             if world.is_main:
                 yield from self.saver.outcome(wait=save)
@@ -284,7 +283,7 @@ class Trainer:
                 if draw:
                     yield Previewing(self.step)
                     yield from self._previewed(should_stop)
-            if save or draw:  # wait here, and not in the next step's gradients, whose patience is minutes
+            if save or draw:  # wait here: the next step's all-reduce times out after minutes
                 [stop] = world.any(stop or should_stop())
             if log:
                 line = window.line(self.step, self.seconds, self.optimizer.param_groups[0]["lr"]) | self._colours
@@ -295,32 +294,32 @@ class Trainer:
                 yield Logged(line)
 
     def _finish_saving(self) -> Iterator[Event]:
-        """The checkpoint with which the run ends, unless it was written already."""
+        """Write the last checkpoint, unless it exists."""
         return self.saver.finish(self.step, self._snapshot)
 
     def _is_sound(self, window: Window) -> bool:
-        """Whether the weights are those after a whole step, and finite, and no step was left out for not being so."""
+        """Whether the weights are finite and those after a whole step, and no step was skipped as not finite."""
         try:
             finite = window.sound and all(bool(parameter.isfinite().all()) for parameter in self.parameters)
-        except RuntimeError:  # the device does not answer any more
+        except RuntimeError:  # the device has failed
             return False
         return finite and not self._updating
 
     def _rescue(self, window: Window, alone: bool) -> Iterator[Event]:
-        """What can still be saved of a run that cannot go on: what is being written, and what was learned since.
+        """Save what is possible of a run that an error ends: the checkpoint that is being written, and the last step.
 
-        alone: whether another process is gone. A GPU may then wait for it forever, or have gone on without it.
+        alone: whether another process is gone. A GPU may then wait for it forever, or have computed without it.
         """
         try:
             if not (alone and self.device.type == "cuda") and self._is_sound(window):
                 yield from self._finish_saving()
             else:
                 yield from self.saver.outcome(wait=True)
-        except Exception as error:  # the one that ends the run is said
+        except Exception as error:  # only the error that ends the run is raised
             yield NotSaved(self.step, str(error), goes_on=False)
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Draw a preview, note its colours, and show it on the card of the checkpoint of this step if there is one."""
+        """Draw a preview, keep its mean colours for the metrics, and add it to the card of this step's checkpoint."""
         try:
             preview = self.preview(should_stop)
         except (OSError, DataError) as error:

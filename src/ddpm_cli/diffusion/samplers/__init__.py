@@ -1,4 +1,4 @@
-"""Samplers of the reverse process, one a file. To add one, write its generator and give it a name in `SAMPLERS`."""
+"""Samplers of the reverse process, one per file. To add one, write its generator and add it to `SAMPLERS`."""
 
 from ddpm_cli.diffusion.samplers.ancestral import ancestral
 from ddpm_cli.diffusion.samplers.step import Noise, Sampler, Step

@@ -17,8 +17,8 @@ __all__ = ["ancestral"]
 def ancestral(denoiser: Denoiser, x_T: Tensor, noise: Noise) -> Iterator[Step]:
     """Draw x_{t-1} from p(x_{t-1} | x_t) = N(mu_theta(x_t, t), sigma_t^2 I), from the last step down (Algorithm 2).
 
-    x_T: (B, C, H, W), noise, or an image noised to the last step of `denoiser.schedule`. The mean is formed from the
-    clipped x_0 (Appendix B). The last step draws no noise: its mean is the sample.
+    x_T: (B, C, H, W), noise, or an image noised to the last step of `denoiser.schedule`. The mean is computed from the
+    clipped x_0, as in the authors' code. The last step adds no noise: its mean is the sample.
     """
     x_t = x_T
     for t in reversed(range(denoiser.schedule.T)):

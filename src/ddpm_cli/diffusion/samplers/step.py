@@ -1,4 +1,4 @@
-"""What every sampler takes and yields."""
+"""The types that every sampler takes and yields."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Step(NamedTuple):
     x_0: Tensor  # the clean image predicted from x_t
 
 
-# Gives fresh noise from N(0, I), (B, C, H, W), on any device and in any dtype.
+# Returns new noise from N(0, I), (B, C, H, W), on any device and in any dtype.
 Noise = Callable[[], Tensor]
 
 # A generator over (denoiser, x, noise). `denoiser.schedule` holds the steps to visit; x is the state at the last one.
-# It yields a Step before each step that it takes, and one with t=-1 at the end. It owns its loop: it may keep earlier
-# predictions, draw noise or not, walk upwards, or update several times at one level.
+# It yields a Step before each step that it takes, and one with t=-1 at the end. It controls its loop: it may keep
+# earlier predictions, add noise or not, go upwards, or update several times at one step.
 Sampler = Callable[[Denoiser, Tensor, Noise], Iterator[Step]]
