@@ -190,15 +190,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything; weights_only keeps it from running code
-        with path.open("rb") as file:
-            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # in a zip today, a bare one in older files
-        if is_pickle and isinstance(error, pickle.UnpicklingError):
-            raise ModelError(
-                f"{path}: holds more than tensors, and reading it could run code; refused",
-                "Take the .safetensors of this model, or ask whoever made it for one.",
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
+        raise _unreadable(path, error) from None
     if not (
         isinstance(tensors, dict)
         and tensors
@@ -206,6 +198,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ):
         raise ModelError(f"{path}: holds no state dict of tensors")
     return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    """Why torch.load does not take a file, in our words: its own are about its arguments."""
+    with path.open("rb") as file:
+        is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # in a zip today, a bare one in older files
+    if not is_pickle:
+        return ModelError(
+            f"{path}: cannot be read (it is no file of PyTorch)", "Give the .safetensors, .bin, .pt or .ckpt file."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return ModelError(
+            f"{path}: holds more than tensors, and reading it could run code; refused",
+            "Take the .safetensors of this model, or ask whoever made it for one.",
+        )
+    return ModelError(f"{path}: cannot be read (it is damaged or incomplete)", "Copy or download it again.")
 
 
 def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
