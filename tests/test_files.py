@@ -93,6 +93,12 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path, way):
     assert tree(tmp_path / "there") == {"model/file": "new"}
 
 
+def test_a_file_that_is_a_link_to_itself_is_replaced(tmp_path):
+    (tmp_path / "file").symlink_to("file")
+    files.write_file(tmp_path / "file", b"new")
+    assert tree(tmp_path) == {"file": "new"}
+
+
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

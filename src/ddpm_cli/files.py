@@ -58,7 +58,7 @@ def write_file(path: Path, data: bytes, sync: bool = True) -> None:
     """
     partial = None
     try:
-        path = path.resolve()  # a link stays, and the file that it names is written
+        path = _behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is chosen before the file exists, because Ctrl-C may come at any time.
         partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
@@ -73,6 +73,12 @@ def write_file(path: Path, data: bytes, sync: bool = True) -> None:
     finally:
         if partial:
             partial.unlink(missing_ok=True)  # it is gone already if all went well
+
+
+def _behind_links(path: Path) -> Path:
+    """Where a path leads: a link stays, and what it names is written. A link to itself leads nowhere, and is replaced
+    (`Path.resolve` would raise RuntimeError)."""
+    return Path(os.path.realpath(path))
 
 
 def renew_file(path: Path, data: bytes) -> None:
@@ -94,7 +100,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     for killed processes too. Elsewhere a process that is killed between two renames leaves the old folder under the
     name `.NAME.TOKEN.old`. What a killed process was writing is called `.NAME.TOKEN.partial`. Raises DataError.
     """
-    path = path.resolve()
+    path = _behind_links(path)
     if path == Path.cwd():
         raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)

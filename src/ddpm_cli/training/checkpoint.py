@@ -195,10 +195,10 @@ def _remove_halves(run: Path) -> None:
 def check_folders(run: Path) -> None:
     """Raises DDPMError, before any work is done, if something stands where a run must be able to write at its end."""
     for folder in (run, run / "checkpoints", run / "samples"):
-        if folder.exists() and not folder.is_dir():
-            raise DDPMError(f"{folder}: is a file, where a run needs a folder", "Move it away, or name another run.")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise DDPMError(f"{folder}: is not a folder, where a run needs one", "Move it away, or name another run.")
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise DDPMError(f"{folder}: cannot be written to", "Check its permissions, or name another run with -o.")
     for file in (run / "config.json", run / "metrics.jsonl", run / "left_out.txt"):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
             raise DDPMError(f"{file}: is not a file that can be written", "Move it away, or name another run.")
