@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_cli import files
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.distributed import sign
 from ddpm_cli.errors import DataError, LockedError, ModelError
 
 
@@ -93,10 +94,30 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path, way):
     assert tree(tmp_path / "there") == {"model/file": "new"}
 
 
-def test_a_file_that_is_a_link_to_itself_is_replaced(tmp_path):
-    (tmp_path / "file").symlink_to("file")
-    files.write_file(tmp_path / "file", b"new")
-    assert tree(tmp_path) == {"file": "new"}
+@pytest.mark.parametrize("name", ["pipe", "folder", "itself"])
+def test_only_files_are_replaced(tmp_path, name):
+    """Whoever may write there would also replace /dev/null, if a link led to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "link").symlink_to(name)
+    before = (tmp_path / name).lstat()
+    for path in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(DataError, match="cannot be written"):
+            files.write_file(path, b"new")
+    assert os.path.samestat((tmp_path / name).lstat(), before)
+
+
+def test_a_lock_is_no_link(tmp_path):
+    """It would be made, and written to, wherever the link leads."""
+    (tmp_path / "precious").write_text("mine")
+    for target in ("precious", "none"):
+        (tmp_path / "lock").symlink_to(target)
+        with files.lock(tmp_path / "lock") as held:
+            sign(tmp_path / "lock")
+        (tmp_path / "lock").unlink()
+        assert not held
+    assert tree(tmp_path) == {"precious": "mine"}
 
 
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ _Result = TypeVar("_Result")
 def sign(lock: Path) -> None:
     """Write into a file of `files.lock` that is held who it is that works there."""
     with contextlib.suppress(OSError):  # a disk that is full or read-only says so soon enough
-        lock.write_text(_launcher())
+        if not lock.is_symlink():  # somebody has set it, and it may lead to any file
+            lock.write_text(_launcher())
 
 
 def restarted_in(lock: Path) -> bool:

@@ -23,7 +23,6 @@ from ddpm_cli.errors import DataError, LockedError, ModelError
 
 __all__ = [
     "LOCK",
-    "PARTIAL",
     "json_bytes",
     "load_tensors",
     "lock",
@@ -32,6 +31,7 @@ __all__ = [
     "read_bytes",
     "read_config",
     "read_json",
+    "remove_partials",
     "renew_file",
     "require_regular",
     "write_file",
@@ -39,7 +39,7 @@ __all__ = [
 
 
 LOCK = ".lock"  # the file that is locked in a folder which only one command at a time may fill
-PARTIAL = ".ddpm-"  # the beginning of the names of files that are being written
+_PARTIAL = ".ddpm-"  # the beginning of the names of files that are being written
 
 
 class _FromDict(Protocol):
@@ -53,15 +53,18 @@ _Config = TypeVar("_Config", bound=_FromDict)
 def write_file(path: Path, data: bytes, sync: bool = True) -> None:
     """Write a file whole or not at all: under another name in the same folder, then renamed. Makes the folder.
 
-    sync: wait until the file is safe on the disk. Without it a power failure may lose the file, which is right for what
-    can be made again, and many times faster. Raises DataError.
+    Links are followed, and nothing but a file is replaced: a link may lead to a device. sync: wait until the file is
+    safe on the disk. Without it a power failure may lose the file, which is right for what can be made again, and many
+    times faster. Raises DataError.
     """
     partial = None
     try:
         path = _behind_links(path)
+        with contextlib.suppress(FileNotFoundError):
+            require_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is chosen before the file exists, because Ctrl-C may come at any time.
-        partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+        partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         partial.write_bytes(data)
         if sync:
             _flush(partial)
@@ -76,8 +79,8 @@ def write_file(path: Path, data: bytes, sync: bool = True) -> None:
 
 
 def _behind_links(path: Path) -> Path:
-    """Where a path leads: a link stays, and what it names is written. A link to itself leads nowhere, and is replaced
-    (`Path.resolve` would raise RuntimeError)."""
+    """Where a path leads: a link stays, and what it names is written. `Path.resolve` raises RuntimeError on a link to
+    itself; here it is OSError, when the path is used."""
     return Path(os.path.realpath(path))
 
 
@@ -89,6 +92,13 @@ def renew_file(path: Path, data: bytes) -> None:
         same = False
     if not same:
         write_file(path, data)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the files that a killed process was writing in a folder."""
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @contextlib.contextmanager
@@ -172,7 +182,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
         except BlockingIOError:
@@ -235,8 +245,6 @@ def read_config(kind: type[_Config], path: Path) -> _Config:
         return kind.from_dict(values)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", error.hint) from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # values of unexpected types
-        raise ModelError(f"{path}: is damaged ({error})") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
