@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ddpm_cli import files
 from ddpm_cli.config import ScheduleConfig
@@ -180,6 +182,13 @@ def test_what_is_not_json_is_named(tmp_path, content, said):
         files.read_json(path)
     assert caught.value.message.startswith(f"{path}: ")
     assert said in caught.value.message
+
+
+def test_tensors_are_read_from_a_file_of_any_name(tmp_path):
+    for name in (b"a.safetensors", b"\xc3\xa9.safetensors", b"\xe9\n.safetensors"):
+        path = tmp_path / os.fsdecode(name)
+        save_file({"a": torch.ones(2)}, path)
+        assert files.load_tensors(path)["a"].tolist() == [1, 1]
 
 
 def read_schedule(path: Path) -> ScheduleConfig:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ddpm_cli.errors import DataError, LockedError, ModelError
@@ -251,6 +251,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ModelError, naming it, if it cannot be read."""
     try:
         require_regular(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # names may be any bytes, and safetensors opens only those in UTF-8
+            return load(path.read_bytes())
         return load_file(path)
     except SafetensorError as error:
         with contextlib.suppress(OSError), path.open("rb") as file:
