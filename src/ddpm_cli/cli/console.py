@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 
-from ddpm_cli.text import safe
+from ddpm_cli.text import printable, safe
 
 __all__ = ["Console", "aligned", "print_error"]
 
@@ -72,9 +72,10 @@ def print_error(message: str, hint: str | None = None) -> None:
 
 
 def aligned(rows: Mapping[str, str]) -> list[str]:
-    """Rows of two columns, the first as wide as its widest entry."""
-    width = max(map(len, rows), default=0)
-    return [f"{key:{width}}  {value}" for key, value in rows.items()]
+    """Rows of two columns, the first as wide as its widest entry. Each is one line, whatever its texts hold."""
+    keys = [printable(key) for key in rows]
+    width = max(map(len, keys), default=0)
+    return [f"{key:{width}}  {printable(value)}" for key, value in zip(keys, rows.values(), strict=True)]
 
 
 class Console:
@@ -107,6 +108,7 @@ class Console:
         """Print the result on stdout: `text`, or with --json the fields as one JSON object."""
         if self.as_json:
             text = json.dumps({"schema": _SCHEMA, "command": self.command, **fields})
+            text = text.replace("\x7f", r"\u007f")  # the one control character that JSON does not escape
         print(safe(text), flush=True)
 
     @contextmanager

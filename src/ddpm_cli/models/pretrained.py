@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import ScheduleConfig, UNetConfig, require_match
+from ddpm_cli.config import ScheduleConfig, UNetConfig, require_match, shown
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import load_tensors, read_config, read_json, require_regular
 from ddpm_cli.nn.unet import UNet
+from ddpm_cli.text import printable
 
 __all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_network", "read_weights"]
 
@@ -100,7 +101,7 @@ class ModelFiles:
 
 def _some(names: list[str], n: int = 3) -> str:
     more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more
+    return ", ".join(map(printable, names[:n])) + more
 
 
 def _pick_weights(names: Collection[str], part: str) -> tuple[str, ...]:
@@ -129,7 +130,9 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
     if files.index:
         for part, (library, name) in _parts(read_json(folder / files.index)).items():
             if part in _OTHERS and library and name:
-                raise ModelError(f"{folder}: {_OTHERS[part]} ({name})", "ddpm runs unconditional models of pixels.")
+                raise ModelError(
+                    f"{folder}: {_OTHERS[part]} ({shown(name)})", "ddpm runs unconditional models of pixels."
+                )
     unet = read_config(UNetConfig, folder / files.config)
     schedule = read_config(ScheduleConfig, folder / files.scheduler)
     try:
