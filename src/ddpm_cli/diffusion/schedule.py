@@ -81,11 +81,14 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
-        """Raises ModelError if the configuration makes no valid betas."""
+        """Raises ModelError if the configuration makes no valid betas, or so many that no image is left at the end."""
         try:
-            return cls(make_betas(config))
+            schedule = cls(make_betas(config))
         except ValueError as error:
             raise ModelError(str(error)) from None
+        if not 1 - schedule.alphas_cumprod[-1] < 1:  # in float64; then no subsequence has a beta below 1 either
+            raise ModelError("nothing of an image is left before its last step")
+        return schedule
 
     def subsequence(self, timesteps: Sequence[int]) -> NoiseSchedule:
         """The schedule that visits only these steps of this one: same marginals (Eq. 4), fewer and longer steps.

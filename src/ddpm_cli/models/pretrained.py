@@ -137,11 +137,9 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
     schedule = read_config(ScheduleConfig, folder / files.scheduler)
     try:
         require_match(unet, schedule)
-        abar = NoiseSchedule.from_config(schedule).alphas_cumprod
+        NoiseSchedule.from_config(schedule)
     except ModelError as error:
         raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
-    if not abar[-1] > 0:
-        raise ModelError(f"{folder / files.scheduler}: nothing of an image is left before its last step")
     return unet, schedule
 
 

@@ -22,6 +22,7 @@ from ddpm_cli.data.sources import Source, name_of, open_sources
 from ddpm_cli.data.survey import survey
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.device import pick_dtype
+from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, process_group, restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
 from ddpm_cli.files import LOCK, lock, read_config, renew_file
@@ -268,7 +269,7 @@ class _Opening:
             if restarted_in(self.folder / LOCK):  # torchrun calls the same command again; its run is there by now
                 self._resume, self._force = True, self._force and self._resume
         if self._resume and exists:
-            return read_config(RunConfig, self.folder / "config.json")
+            return _config_of(self.folder)
         if exists and not self._force:
             raise _taken(self.folder)
         if self.folder.exists() and not exists and not _is_empty(self.folder):
@@ -431,6 +432,17 @@ class _Opening:
         sign(run / LOCK)
         checkpoint.begin_run(run, config)
         checkpoint.tidy(run)
+
+
+def _config_of(run: Path) -> RunConfig:
+    """The configuration of a run. Raises ModelError, naming the file, if it cannot be used."""
+    path = run / "config.json"
+    config = read_config(RunConfig, path)
+    try:
+        NoiseSchedule.from_config(config.schedule)
+    except ModelError as error:
+        raise ModelError(f"{path}: schedule: {error.message}", error.hint) from None
+    return config
 
 
 def _taken(run: Path) -> DDPMError:
