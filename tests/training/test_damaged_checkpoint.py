@@ -102,6 +102,13 @@ def test_a_preview_that_cannot_be_read_costs_no_checkpoint(cli, digits, damage):
     assert files_of(6)["samples.png"].read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_preview_that_cannot_be_written_is_no_stop(cli, digits):
+    (RUN / "samples" / "step-00000005.png").mkdir()
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "5", "--precision", "fp32")
+    assert (code, "step-00000005.png: cannot be written (is a folder); training goes on" in err) == (0, True), err
+    assert "left out, to stop soon" not in err
+
+
 def test_every_kth_checkpoint_stays(cli, digits):
     assert cli("train", digits, "-o", RUN, "--resume", "--steps", 14, "--keep", 2, "--keep-every", 4)[0] == 0
     assert [runs.step_of(path) for path in runs.checkpoints(RUN)] == [4, 8, 12, 14]
