@@ -109,6 +109,8 @@ def test_runs():
         ({"trained_betas": [0.1, 0.2]}, "2 trained_betas for 1000 steps"),
         ({"variance_type": "huge"}, "variance_type='huge': must be fixed_small, "),
         ({"beta_schedule": DEEP}, "beta_schedule=[[["),
+        ({"variance_type": ["fixed_small"]}, "variance_type=['fixed_small']"),
+        ({"_class_name": ["DDIMScheduler"]}, "its scheduler is a ['DDIMScheduler']"),
     ],
 )
 def test_schedules(values, expected):
@@ -145,12 +147,20 @@ def test_schedules(values, expected):
         ("time_embedding_type", "x"),
         ("in_channels", 2),
         ("in_channels", DEEP),
+        ("down_block_types", 1),
+        ("up_block_types", None),
+        ("up_block_types", [1, 2, 3]),
+        ("sample_size", []),
+        ("sample_size", [[8], [8]]),
+        ("sample_size", [8, 16]),
+        ("_class_name", ["UNet2DModel"]),
         ("norm_eps", -1),
     ],
 )
 def test_networks(key, value):
     message = refusal(SMALL, **{key: value})
-    assert key in message or any(word in message for word in ("channels", "groups")), message
+    expected = ("channels", "groups", "block type", "its network")
+    assert key in message or any(words in message for words in expected), message
 
 
 def test_numbers_may_be_written_in_other_ways():

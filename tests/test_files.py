@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ddpm_cli import files
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.distributed import sign
 from ddpm_cli.errors import DataError, LockedError, ModelError
 
 
@@ -93,6 +96,32 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path, way):
     assert tree(tmp_path / "there") == {"model/file": "new"}
 
 
+@pytest.mark.parametrize("name", ["pipe", "folder", "itself"])
+def test_only_files_are_replaced(tmp_path, name):
+    """Whoever may write there would also replace /dev/null, if a link led to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "link").symlink_to(name)
+    before = (tmp_path / name).lstat()
+    for path in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(DataError, match="cannot be written"):
+            files.write_file(path, b"new")
+    assert os.path.samestat((tmp_path / name).lstat(), before)
+
+
+def test_a_lock_is_no_link(tmp_path):
+    """It would be made, and written to, wherever the link leads."""
+    (tmp_path / "precious").write_text("mine")
+    for target in ("precious", "none"):
+        (tmp_path / "lock").symlink_to(target)
+        with files.lock(tmp_path / "lock") as held:
+            sign(tmp_path / "lock")
+        (tmp_path / "lock").unlink()
+        assert not held
+    assert tree(tmp_path) == {"precious": "mine"}
+
+
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -153,6 +182,13 @@ def test_invalid_json_is_named(tmp_path, content, expected):
         files.read_json(path)
     assert caught.value.message.startswith(f"{path}: ")
     assert expected in caught.value.message
+
+
+def test_tensors_are_read_from_a_file_of_any_name(tmp_path):
+    for name in (b"a.safetensors", b"\xc3\xa9.safetensors", b"\xe9\n.safetensors"):
+        path = tmp_path / os.fsdecode(name)
+        save_file({"a": torch.ones(2)}, path)
+        assert files.load_tensors(path)["a"].tolist() == [1, 1]
 
 
 def read_schedule(path: Path) -> ScheduleConfig:

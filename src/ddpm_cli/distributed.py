@@ -39,7 +39,8 @@ _Result = TypeVar("_Result")
 def sign(lock: Path) -> None:
     """Write the name of this process's launcher into a lock file that this process holds."""
     with contextlib.suppress(OSError):  # a full or read-only disk is reported later
-        lock.write_text(_launcher())
+        if not lock.is_symlink():  # a link may lead to any file
+            lock.write_text(_launcher())
 
 
 def restarted_in(lock: Path) -> bool:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ddpm_cli.errors import DataError, LockedError, ModelError
 
 __all__ = [
     "LOCK",
-    "PARTIAL",
     "json_bytes",
     "load_tensors",
     "lock",
@@ -33,6 +32,7 @@ __all__ = [
     "read_bytes",
     "read_config",
     "read_json",
+    "remove_partials",
     "renew_file",
     "require_regular",
     "write_file",
@@ -40,7 +40,7 @@ __all__ = [
 
 
 LOCK = ".lock"  # the lock file of a folder that one command at a time may fill
-PARTIAL = ".ddpm-"  # prefix of the names of files that are being written
+_PARTIAL = ".ddpm-"  # prefix of the names of files that are being written
 
 
 class _FromDict(Protocol):
@@ -54,15 +54,18 @@ _Config = TypeVar("_Config", bound=_FromDict)
 def write_file(path: Path, data: bytes, sync: bool = True) -> None:
     """Write a file atomically: under a temporary name in the same folder, which is then renamed. Creates the folder.
 
-    sync: wait until the file is on the disk. Without it, writing is many times faster, but a power failure may lose the
-    file: use that for files that can be made again. Raises DataError.
+    Links are followed, and only regular files are replaced: a link may lead to a device. sync: wait until the file is
+    on the disk. Without it, writing is many times faster, but a power failure may lose the file: use that for files
+    that can be made again. Raises DataError.
     """
     partial = None
     try:
-        path = path.resolve()  # keep a link, and write the file that it points to
+        path = _behind_links(path)
+        with contextlib.suppress(FileNotFoundError):
+            require_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is chosen before the file exists, because Ctrl-C may come at any time.
-        partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+        partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         partial.write_bytes(data)
         if sync:
             _flush(partial)
@@ -76,6 +79,12 @@ def write_file(path: Path, data: bytes, sync: bool = True) -> None:
             partial.unlink(missing_ok=True)  # missing if all went well
 
 
+def _behind_links(path: Path) -> Path:
+    """Where a path leads: a link stays, and what it names is written. `Path.resolve` raises RuntimeError on a link to
+    itself; here it is OSError, when the path is used."""
+    return Path(os.path.realpath(path))
+
+
 def renew_file(path: Path, data: bytes) -> None:
     """Write a file unless it has this content already, so that a full disk does not matter then."""
     try:
@@ -84,6 +93,13 @@ def renew_file(path: Path, data: bytes) -> None:
         same = False
     if not same:
         write_file(path, data)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the files that a killed process was writing in a folder."""
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @contextlib.contextmanager
@@ -95,7 +111,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     this. Elsewhere a process that is killed between two renames leaves the old folder as `.NAME.TOKEN.old`. The
     unfinished folder of a killed process is called `.NAME.TOKEN.partial`. Raises DataError.
     """
-    path = path.resolve()
+    path = _behind_links(path)
     if path == Path.cwd():
         raise DataError(f"{path}: is the folder you are in, which cannot be replaced", "Name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +183,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
         except BlockingIOError:
@@ -248,14 +264,16 @@ def read_config(kind: type[_Config], path: Path) -> _Config:
         return kind.from_dict(values)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", error.hint) from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # values of unexpected types
-        raise ModelError(f"{path}: is damaged ({error})") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ModelError, naming it, if it cannot be read."""
     try:
         require_regular(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # names may be any bytes, and safetensors opens only those in UTF-8
+            return load(path.read_bytes())
         return load_file(path)
     except SafetensorError as error:
         with contextlib.suppress(OSError), path.open("rb") as file:

@@ -1,5 +1,6 @@
 """The help is fast, complete and readable at 80 columns, and its examples are valid commands."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -120,3 +121,12 @@ def test_the_hint_for_out_of_memory_names_options_of_the_command(cli, monkeypatc
     assert (code, err.splitlines()[0]) == (1, "Error: out of memory")
     assert advice in err
     assert "--accumulate" not in err
+
+
+def test_windows_is_told_where_ddpm_runs(monkeypatch):
+    """Instead of failing over a module of Unix that is not there."""
+    import ddpm_cli.cli
+
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit, match="Error: ddpm runs on Linux and macOS, not on Windows\nHint: Use WSL"):
+        importlib.reload(ddpm_cli.cli)

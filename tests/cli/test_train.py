@@ -100,7 +100,7 @@ def test_a_file_where_the_run_needs_a_folder_is_found_at_the_start(cli, digits, 
     shutil.rmtree(run / name)
     (run / name).touch()
     code, _, err = cli("train", digits, "--resume", "--steps", 6)
-    assert (code, f"{run / name}: is a file, where a run needs a folder" in err) == (1, True), err
+    assert (code, f"{run / name}: is not a folder, where a run needs one" in err) == (1, True), err
     assert [path.name for path in Path("cache").rglob("index.json")] == []  # no image was decoded
 
 

@@ -79,6 +79,15 @@ def test_subsequence_keeps_the_marginals():
     torch.testing.assert_close(whole.betas, PAPER.betas, rtol=1e-9, atol=0)
 
 
+def test_one_step_may_cover_a_schedule_that_leaves_almost_nothing():
+    """alphas_cumprod is 3e-18 after 4000 steps of linear betas, and 1 - 3e-18 rounds to 1."""
+    long = NoiseSchedule.from_config(ScheduleConfig(num_train_timesteps=4000))
+    assert long.subsequence([3999]).betas.item() == pytest.approx(1)
+    torch.testing.assert_close(long.subsequence(range(4000)).betas, long.betas, rtol=1e-9, atol=0)
+    with pytest.raises(ModelError, match="becomes 0"):
+        NoiseSchedule.from_config(ScheduleConfig(num_train_timesteps=1_000_000))
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 600, 999, 1000])
 def test_spaced_gives_the_requested_number_of_steps(n):
     chosen = PAPER.spaced(n)

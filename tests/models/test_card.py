@@ -62,6 +62,7 @@ def test_info_of_a_run(cli, finished_run):
     assert rows["images"] == "8x8 gray"
     assert rows["steps"] == "4 of 4"
     assert rows["data"] == "60 images, digits"
+    assert rows["prepared"] == "8x8, crop"  # as the header of `ddpm train` calls it
     assert rows["mirrored"] == "never"
     code, out, _ = cli("info", finished_run, "--json")
     found = json.loads(out)
@@ -165,6 +166,16 @@ def test_untrusted_cards_and_recipes_are_safe(cli, small_model, tmp_path):
         (model / RECIPE).write_text(junk)
         assert cli("info", model)[0] == 0
         DDPM.from_pretrained(model).save_pretrained(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("odd", ["\x1b[31m", "\x9b", "\ud800", "a\n\n# b", "\u202e", "\r\x85"])
+def test_a_card_is_printable_whatever_its_recipe_holds(odd):
+    images, train = {"name": odd, "count": odd, "fit": odd, "size": odd}, {"seed": odd, "lr": odd, "lr_warmup": odd}
+    recipe = {"base": f"{odd}/{odd}", "step": 1, "version": odd, "images": images, "train": train}
+    text = model_card(facts(SMALL, ScheduleConfig()), recipe, preview=False)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\n# b" not in text
+    assert is_generated(text)
 
 
 def test_an_edited_card_does_not_count_as_generated():

@@ -1,6 +1,7 @@
 """`ddpm convert`: the converted network computes the same as the networks of the other programs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,7 +132,10 @@ def test_what_cannot_be_converted_is_named(cli, cosine, small_model, photo):
         return err
 
     assert "missing" in refusal("nothing.pt")
-    assert "cannot be read" in refusal(photo)
+    assert "cannot be read (it is no file of PyTorch)\nHint: Give the .safetensors, .bin, .pt or" in refusal(photo)
+    whole = Path(saved(cosine, "cut.pt"))
+    whole.write_bytes(whole.read_bytes()[:-100])
+    assert "cannot be read (it is damaged or incomplete)\nHint: Copy or download it again.\n" in refusal(whole)
     assert "class-conditional" in refusal(saved(cosine | {"label_emb.weight": torch.zeros(2, 2)}, "class.pt"))
     assert "has 1 tensors that no improved-diffusion model has, such as extra" in refusal(
         saved(cosine | {"extra": torch.zeros(1)}, "more.pt")

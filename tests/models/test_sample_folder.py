@@ -111,6 +111,18 @@ def test_a_damaged_record_is_named(cli, small_model, record):
     assert ("not empty" if record is None else "samples.json is damaged") in err
 
 
+def test_only_images_count_as_images(cli, small_model, whole):
+    """A link to nothing is drawn, a folder is named, and what cannot be removed is left alone."""
+    assert cli(*COMMON, "-m", small_model, "--n", 1)[0] == 0
+    Path("images/.ddpm-half").mkdir()
+    Path("images/000001.png").symlink_to("elsewhere.png")
+    Path("images/000002.png").mkdir()
+    for force, text in (((), "images/000002.png: cannot be written (is a folder)"), (("--force",), "000002.png: Is a")):
+        code, _, err = cli(*COMMON, "-m", small_model, "--n", 3, *force)
+        assert (code, text in err) == (1, True), err
+        assert Path("images/elsewhere.png").read_bytes() == whole["000001.png"]
+
+
 def test_other_files_stay(cli, small_model):
     Path("images").mkdir()
     for name in ("000001.png", "000005.png", "cat.png"):

@@ -28,6 +28,20 @@ def test_a_stopped_run_is_saved_and_resumes(start, cli, digits, quick_model, num
     assert (code, f"resuming at step {step}" in err) == (0, True), err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_does_not_wait_for_a_preview(start, digits, color_model, number):
+    """The run draws nearly all the time, so the signal comes then."""
+    run = Path("runs/digits")
+    options = ("--from", color_model, "--batch-size", 2, "--sample-every", 1, "--precision", "fp32")
+    process = start("train", digits, "--steps", "1M", *options)
+    wait_until(lambda: "drawing samples" in process.err, process)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    step = runs.step_of(runs.checkpoints(run)[-1])
+    assert f"the samples of step {step} were left out, to stop soon" in process.err
+    assert not (run / "samples" / f"step-{step:08d}.png").exists()
+
+
 def test_ctrl_c_in_sampling(start, small_model):
     process = start("sample", "-m", small_model, "--n", "1M", "-o", "images/")
     wait_until(Path("images/000000.png").exists, process)

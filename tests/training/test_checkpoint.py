@@ -123,6 +123,7 @@ def test_metrics_that_cannot_be_read_do_not_stop_a_run(cli, digits, finished_run
         ("data", "size", 1_000_000),
         ("data", "channels", 2),
         ("data", "fit", "x"),
+        ("schedule", "beta_end", -0.02),
     ],
 )
 def test_invalid_settings_are_named(cli, digits, finished_run, part, key, value):
@@ -134,3 +135,23 @@ def test_invalid_settings_are_named(cli, digits, finished_run, part, key, value)
     code, _, err = cli("train", digits, "-o", "run", "--resume", "--steps", "4")
     assert code == 1
     assert err.startswith(f"Error: run/config.json: {part}: {key}={value!r}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_train_timesteps": 1_000_000}, "schedule: alphas_cumprod becomes 0 before the last step"),
+        ({"beta_start": 0}, "schedule: betas must be a vector of numbers between 0 and 1"),
+    ],
+)
+def test_a_schedule_that_is_none_is_named(cli, digits, quick_run, values, said):
+    """Of a run, and of its model: there with any number of steps."""
+    shutil.copytree(quick_run, "run")
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps(config | {"schedule": config["schedule"] | values}))
+    code, _, err = cli("train", digits, "-o", "run", "--resume", "--steps", "6")
+    assert (code, err.startswith(f"Error: run/config.json: {said}")) == (1, True), err
+    scheduler = Path("run/checkpoints/step-00000004/scheduler/scheduler_config.json")
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | values))
+    code, _, err = cli("sample", "-m", "run", "--n", 1, "--steps", 1, "-o", "a.png")
+    assert (code, f"Error: {scheduler}: {said.removeprefix('schedule: ')}" in err) == (1, True), err

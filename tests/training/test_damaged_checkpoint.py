@@ -1,11 +1,16 @@
 """Checkpoints that are damaged, edited, kept and removed."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ddpm_cli.models import runs
+from ddpm_cli.training import checkpoint
 
 RUN = Path("run")
 NAMES = ["raw.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors", "state.json"]
@@ -59,6 +64,49 @@ def test_if_all_are_damaged_nothing_is_changed(cli, digits):
     assert code == 1
     assert "none of its checkpoints can be read" in err
     assert [path.name for path in runs.checkpoints(RUN)] == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value", "said"),
+    [
+        ("raw", "conv_in.bias", torch.full((4,), torch.nan), "conv_in.bias hold values that are not finite"),
+        ("raw", "conv_in.bias", torch.zeros(5), "conv_in.bias is (5,), not (4,)"),
+        ("diffusion_pytorch_model", "conv_in.bias", None, "lacks 1 of the U-Net's"),
+        ("optimizer", "exp_avg.conv_in.bias", torch.zeros(2, 2), "exp_avg.conv_in.bias is (2, 2), not (4,)"),
+        ("optimizer", "exp_avg.conv_in.bias", None, "exp_avg.conv_in.bias"),
+        ("optimizer", "step.conv_in.bias", torch.tensor(torch.inf), "step.conv_in.bias hold values that are not fin"),
+    ],
+)
+def test_tensors_of_another_network_are_named(cli, digits, name, parameter, value, said):
+    """Also where somebody has made the hashes fit."""
+    path = files_of(4)[f"{name}.safetensors"]
+    tensors = load_file(path) | ({} if value is None else {parameter: value})
+    if value is None:
+        del tensors[parameter]
+    save_file(tensors, path)
+    folder = RUN / "checkpoints" / "step-00000004"
+    (folder / "training" / "hashes.json").write_text(json.dumps(checkpoint._hashes(folder)))
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "4", "--precision", "fp32")
+    assert code == 0, err
+    assert f"Note: {path}: " in err
+    assert said in err
+    assert "going on from step-00000002" in err
+
+
+@pytest.mark.parametrize("damage", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.name)])
+def test_a_preview_that_cannot_be_read_costs_no_checkpoint(cli, digits, damage):
+    damage(RUN / "samples" / "step-00000009.png")
+    (RUN / "samples" / ".ddpm-half").mkdir()
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "6", "--precision", "fp32")
+    assert (code, "could not be saved" in err) == (0, False), err
+    assert files_of(6)["samples.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_preview_that_cannot_be_written_is_no_stop(cli, digits):
+    (RUN / "samples" / "step-00000005.png").mkdir()
+    code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "5", "--precision", "fp32")
+    assert (code, "step-00000005.png: cannot be written (is a folder); training goes on" in err) == (0, True), err
+    assert "left out, to stop soon" not in err
 
 
 def test_every_kth_checkpoint_stays(cli, digits):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -62,15 +63,21 @@ def test_an_unknown_setting_is_a_type_error(start):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "config.json", "metrics.jsonl"])
-def test_obstacles_are_named_at_the_start(start, quick_run, name):
+@pytest.mark.parametrize("obstacle", ["a file or a folder", "a pipe", "a link to itself", "a link to nothing"])
+def test_obstacles_are_named_at_the_start(start, quick_run, name, obstacle):
     run = Path(shutil.copytree(quick_run, "run"))
     place = run / name
-    if place.is_dir():
-        shutil.rmtree(place)
-        place.touch()
-    else:
-        place.unlink()
-        place.mkdir()
+    was_folder = place.is_dir()
+    place.rename("aside")
+    match obstacle:
+        case "a file or a folder":
+            place.touch() if was_folder else place.mkdir()
+        case "a pipe":
+            os.mkfifo(place)
+        case "a link to itself":
+            place.symlink_to(place.name)
+        case _:
+            place.symlink_to("a disk that is not there")
     with pytest.raises(DDPMError, match=f"{place}: is"):
         checkpoint.check_folders(run)
 

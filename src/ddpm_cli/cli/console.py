@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 
-from ddpm_cli.text import safe
+from ddpm_cli.text import printable, safe
 
 __all__ = ["Console", "aligned", "columns", "print_error"]
 
@@ -77,9 +77,10 @@ def aligned(rows: Mapping[str, str]) -> list[str]:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table, each column as wide as its widest entry."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    """Rows of a table, each column as wide as its widest entry. Each row is one line: line breaks are escaped."""
+    lines = [list(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 class Console:
@@ -112,6 +113,7 @@ class Console:
         """Print the result on stdout: `text`, or with --json the fields as one JSON object."""
         if self.as_json:
             text = json.dumps({"schema": _SCHEMA, "command": self.command, **fields})
+            text = text.replace("\x7f", r"\u007f")  # the one control character that JSON does not escape
         print(safe(text), flush=True)
 
     @contextmanager

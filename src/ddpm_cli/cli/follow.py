@@ -235,6 +235,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
             show(event)
             match event:
                 case Progress():
+                    drawing = None
                     loss = event.loss
                     speed = f"{event.images_per_second:.0f} images/s"
                     status = f"loss {loss:.4f}  {speed}  ETA {_duration(event.seconds_left)}"
@@ -260,7 +261,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                     drawing = None
                     colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
                     console.note(f"step {event.step}: {event.path} ({colours})")
-                case Finished() if drawing:
+                case Finished(interrupted=True) if drawing:
                     console.warn(f"the samples of step {drawing} were left out, to stop soon")
                 case Logged() | Finished():
                     pass

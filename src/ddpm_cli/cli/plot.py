@@ -11,6 +11,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import deliver, pick_target
 from ddpm_cli.errors import DataError
+from ddpm_cli.text import printable
 
 __all__ = ["EXAMPLES", "plot"]
 
@@ -57,7 +58,8 @@ def plot(
         for chart in charts:
             console.note(curves.text(chart, columns))
             console.note()
-    data = picture_bytes(curves.draw(charts, f"{run.resolve().name}, step {lines[-1]['step']}"), target.suffix)
+    title = printable(f"{run.resolve().name}, step {lines[-1]['step']}")
+    data = picture_bytes(curves.draw(charts, title), target.suffix)
     deliver(target, data, console, run=str(run), **lines[-1])
 
 

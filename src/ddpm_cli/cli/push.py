@@ -13,7 +13,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import ModelError, UsageError
 from ddpm_cli.hub_address import NAME
-from ddpm_cli.text import in_bytes
+from ddpm_cli.text import in_bytes, printable
 
 __all__ = ["EXAMPLES", "push"]
 
@@ -79,10 +79,10 @@ def push(
         if CARD in remote.files and not force:
             console.note(f"  the {CARD} on the Hub stays; --force replaces it")
         if others := sorted(remote.files - files.keys() - {CARD, ".gitattributes"}):
-            console.note(f"  these files on the Hub stay too: {', '.join(others)}")
+            console.note(f"  these files on the Hub stay too: {', '.join(map(printable, others))}")
         if not yes and not typer.confirm("Send this?", err=True):
             console.note("nothing was sent")
             raise typer.Exit(1)
-        message = message or f"{located.folder.resolve().name} from ddpm"
+        message = message or printable(f"{located.folder.resolve().name} from ddpm")
         url, commit = publish.send(repository, files, private, message, quiet=not console.live)
     console.result(url, url=url, commit=commit, files=sizes)

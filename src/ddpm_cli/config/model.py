@@ -175,12 +175,13 @@ class UNetConfig(Strict):
             raise ModelError("it is a score-based SDE model, not a DDPM (time_embedding_type='fourier')")
         rest: dict[str, Any] = cls._DIFFUSERS_DEFAULTS | _drop_fixed(values, cls._FIXED)
         for key in ("down_block_types", "up_block_types"):
-            rest[key] = tuple(str(kind).removeprefix("UNetRes") for kind in rest[key])
+            if isinstance(rest[key], list | tuple):
+                rest[key] = [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in rest[key]]
         for key in ("downsample_type", "upsample_type"):
             rest[key] = rest.get(key) or "conv"
         size = rest.get("sample_size")
         if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
+            if not size or size.count(size[0]) != len(size):
                 raise ModelError(f"sample_size={shown(list(size))}: ddpm makes square images")
             rest["sample_size"] = size[0]
         elif size is None:
@@ -267,7 +268,7 @@ class ScheduleConfig(Strict):
         values = {_OLD_SCHEDULE_KEYS.get(key, key): value for key, value in values.items()}
         if values.get("predict_epsilon") is False:  # until 2022 this meant that the model predicts x_0
             values = {"prediction_type": "sample"} | values
-        if name in cls._SAMPLERS:
+        if isinstance(name, str) and name in cls._SAMPLERS:
             known = {f.name for f in dataclasses.fields(cls)} | cls._FIXED.keys()
             values = {key: value for key, value in values.items() if key in known}
         elif name != "DDPMScheduler":

@@ -81,11 +81,14 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
-        """Raises ModelError if the betas of the configuration are not valid."""
+        """Raises ModelError if the betas are not valid, or so large or so many that alphas_cumprod becomes 0."""
         try:
-            return cls(make_betas(config))
+            schedule = cls(make_betas(config))
         except ValueError as error:
             raise ModelError(str(error)) from None
+        if schedule.alphas_cumprod[-1] < torch.finfo(torch.float64).tiny:
+            raise ModelError("alphas_cumprod becomes 0 before the last step")
+        return schedule
 
     def subsequence(self, timesteps: Sequence[int]) -> NoiseSchedule:
         """The schedule with only these steps of this one: same marginals (Eq. 4), fewer and longer steps.
@@ -100,6 +103,7 @@ class NoiseSchedule:
         index = torch.tensor(steps)
         kept = self.alphas_cumprod[index]
         betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+        betas = betas.clamp(max=1 - 2**-53)  # a step to less than 1e-16 of the image would round to a beta of 1
         return NoiseSchedule(betas, self.timesteps[index])
 
     def spaced(self, n: int, start: int | None = None) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 from ddpm_cli.files import read_bytes
 from ddpm_cli.models.facts import words
 from ddpm_cli.models.recipe import recipe_in_words
+from ddpm_cli.text import printable
 
 __all__ = ["CARD", "PREVIEW", "is_generated", "model_card", "read_card"]
 
@@ -57,7 +58,7 @@ image = DDPMPipeline.from_pretrained({})().images[0]
 def model_card(
     model: Mapping[str, Any], trained: Mapping[str, Any] | None, preview: bool, address: str | None = None
 ) -> str:
-    """README.md of a model: the Hub's metadata, the preview, the recipe, and how to use it.
+    """README.md of a model: the Hub's metadata, the preview, the recipe, and how to use it. All of it is printable.
 
     model: `facts`. trained: a `recipe`, if it is known. preview: whether the folder has a grid of samples.
     address: where it will be on the Hub, org/name.
@@ -65,11 +66,11 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     title = address.split("/")[-1] if address else "A denoising diffusion model"
-    base = str((trained or {}).get("base") or "")
+    base = printable(str((trained or {}).get("base") or ""))
     on = f" of {words(model)['images']} images"
     if trained:
         how = f"fine-tuned from {base.split('@')[0]}" if base else "trained"
-        on += f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})"
+        on += printable(f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})")
     where = address or "path/to/this/folder"
     in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # diffusers raises an error on a list
     metadata = ModelCardData(
@@ -99,7 +100,7 @@ _MARK = "\n<!-- written by ddpm, {} -->\n"
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_generated(card: str) -> bool:

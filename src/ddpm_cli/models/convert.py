@@ -19,6 +19,7 @@ from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError, UsageError
 from ddpm_cli.models.pretrained import fit_weights, read_weights
 from ddpm_cli.nn.unet import UNet, timestep_embedding
+from ddpm_cli.text import printable
 
 __all__ = ["Converted", "Flags", "convert"]
 
@@ -79,9 +80,8 @@ def convert(path: Path, flags: Flags) -> Converted:
     elif "time_embedding.linear_1.weight" in tensors:
         raise ModelError(f"{path}: is a file of diffusers already", "Use it, or its folder, with -m.")
     else:
-        raise ModelError(
-            f"{path}: neither of pytorch_diffusion nor of improved-diffusion (it has {', '.join(sorted(tensors)[:3])})"
-        )
+        some = ", ".join(map(printable, sorted(tensors)[:3]))
+        raise ModelError(f"{path}: neither of pytorch_diffusion nor of improved-diffusion (it has {some})")
     with torch.device("meta"):
         expected = UNet(converted.unet).state_dict()
     return dataclasses.replace(converted, weights=fit_weights(expected, converted.weights, str(path)))
@@ -333,4 +333,6 @@ def _openai_names(tensors: Mapping[str, Tensor], config: UNetConfig, heads: int)
                 yield from layers(f"output_blocks.{k}.{last}.conv", f"up_blocks.{index}.upsamplers.0.conv", {})
             k += 1
     if left:
-        raise ModelError(f"has {len(left)} tensors that no improved-diffusion model has, such as {min(left)}")
+        raise ModelError(
+            f"has {len(left)} tensors that no improved-diffusion model has, such as {printable(min(left))}"
+        )

@@ -57,9 +57,7 @@ def save_model(
         (folder / RECIPE).write_bytes(json_bytes(recipe))
     if preview:
         (folder / PREVIEW).write_bytes(preview)
-    (folder / CARD).write_bytes(
-        model_card(facts(unet, schedule), recipe, preview is not None).encode("utf-8", "replace")
-    )
+    (folder / CARD).write_bytes(model_card(facts(unet, schedule), recipe, preview is not None).encode())
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -73,7 +71,7 @@ def add_preview(
 ) -> None:
     """Add a grid of samples to a model's folder and to its card."""
     write_file(folder / PREVIEW, preview)
-    write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode("utf-8", "replace"))
+    write_file(folder / CARD, model_card(facts(unet, schedule), recipe, True).encode())
 
 
 def is_only_a_model(folder: Path) -> bool:

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import ScheduleConfig, UNetConfig, require_match
+from ddpm_cli.config import ScheduleConfig, UNetConfig, require_match, shown
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import load_tensors, read_config, read_json, require_regular
 from ddpm_cli.nn.unet import UNet
+from ddpm_cli.text import printable
 
 __all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_network", "read_weights"]
 
@@ -99,7 +100,7 @@ class ModelFiles:
 
 def _some(names: list[str], n: int = 3) -> str:
     more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more
+    return ", ".join(map(printable, names[:n])) + more
 
 
 def _pick_weights(names: Collection[str], part: str) -> tuple[str, ...]:
@@ -128,16 +129,16 @@ def read_configs(folder: Path, files: ModelFiles) -> tuple[UNetConfig, ScheduleC
     if files.index:
         for part, (library, name) in _parts(read_json(folder / files.index)).items():
             if part in _OTHERS and library and name:
-                raise ModelError(f"{folder}: {_OTHERS[part]} ({name})", "ddpm runs unconditional models of pixels.")
+                raise ModelError(
+                    f"{folder}: {_OTHERS[part]} ({shown(name)})", "ddpm runs unconditional models of pixels."
+                )
     unet = read_config(UNetConfig, folder / files.config)
     schedule = read_config(ScheduleConfig, folder / files.scheduler)
     try:
         require_match(unet, schedule)
-        abar = NoiseSchedule.from_config(schedule).alphas_cumprod
+        NoiseSchedule.from_config(schedule)
     except ModelError as error:
         raise ModelError(f"{folder / files.scheduler}: {error.message}", error.hint) from None
-    if not abar[-1] > 0:
-        raise ModelError(f"{folder / files.scheduler}: alphas_cumprod is 0 at the last step")
     return unet, schedule
 
 
@@ -189,15 +190,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything; weights_only keeps it from running code
-        with path.open("rb") as file:
-            is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # a zip, or in older files a bare pickle
-        if is_pickle and isinstance(error, pickle.UnpicklingError):
-            raise ModelError(
-                f"{path}: holds more than tensors, and reading it could run code; refused",
-                "Use the .safetensors of this model, or ask its author for one.",
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: cannot be read ({reason})", "The file is damaged, or holds no weights.") from None
+        raise _unreadable(path, error) from None
     if not (
         isinstance(tensors, dict)
         and tensors
@@ -205,6 +198,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ):
         raise ModelError(f"{path}: holds no state dict of tensors")
     return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    """Why torch.load does not take a file, in our words: its own are about its arguments."""
+    with path.open("rb") as file:
+        is_pickle = file.read(2) in (b"PK", b"\x80\x02")  # in a zip today, a bare one in older files
+    if not is_pickle:
+        return ModelError(
+            f"{path}: cannot be read (it is no file of PyTorch)", "Give the .safetensors, .bin, .pt or .ckpt file."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return ModelError(
+            f"{path}: holds more than tensors, and reading it could run code; refused",
+            "Take the .safetensors of this model, or ask whoever made it for one.",
+        )
+    return ModelError(f"{path}: cannot be read (it is damaged or incomplete)", "Copy or download it again.")
 
 
 def fit_weights(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ddpm_cli.config import RunConfig
 from ddpm_cli.files import parse_json, read_bytes
+from ddpm_cli.text import printable
 
 __all__ = ["RECIPE", "read_recipe", "recipe", "recipe_in_words"]
 
@@ -41,12 +42,12 @@ def _published(base: str | None) -> str | None:
 
 
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe in words. Missing values are left out."""
+    """A recipe in words, one line for each value. Missing values are left out."""
     images, train = values.get("images", {}), values.get("train", {})
     shown = {
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
         "data": _joined("{} images, {}", images.get("count"), images.get("name")),
-        "made": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
+        "prepared": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
         "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
@@ -55,7 +56,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "started from": values.get("base"),
         "trained by": _joined("ddpm {}", values.get("version")),
     }
-    return {key: str(value) for key, value in shown.items() if value is not None}
+    return {key: printable(str(value)) for key, value in shown.items() if value is not None}
 
 
 def _joined(form: str, *values: object) -> str | None:

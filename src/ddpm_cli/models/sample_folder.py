@@ -11,7 +11,7 @@ from typing import Any
 from ddpm_cli.config import shown
 from ddpm_cli.distributed import restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError
-from ddpm_cli.files import LOCK, PARTIAL, json_bytes, lock, read_json, write_file
+from ddpm_cli.files import LOCK, json_bytes, lock, read_json, remove_partials, write_file
 
 __all__ = ["RECORD", "image_name", "opened"]
 
@@ -45,7 +45,7 @@ def opened(
                 f"-o {folder}: another process is writing to it", "Wait for it, or name another folder."
             ) from None
         except OSError as error:
-            raise DataError(f"-o {folder}: {error.strerror}") from None
+            raise DataError(f"-o {error.filename or folder}: {error.strerror}") from None
         yield missing
 
 
@@ -56,8 +56,7 @@ def _open(
     folder.mkdir(parents=True, exist_ok=True)
     if not held.enter_context(lock(folder / LOCK, wait=False)):
         warn(f"{folder}: cannot be locked here; do not let a second command write to it at the same time")
-    for leftover in folder.glob(f"{PARTIAL}*"):  # from a process that was killed
-        leftover.unlink(missing_ok=True)
+    remove_partials(folder)
     if force and not restarted_in(folder / LOCK):  # torchrun runs the same command again
         _clear(folder, n)
     elif differences := _differences(folder / RECORD, made_with):
@@ -67,7 +66,8 @@ def _open(
         )
     sign(folder / LOCK)
     write_file(folder / RECORD, json_bytes(made_with))
-    there = {path.name for path in folder.iterdir() if path.stat().st_size}  # a power failure may leave empty files
+    # A power failure may leave empty files.
+    there = {path.name for path in folder.iterdir() if path.is_file() and path.stat().st_size}
     return [i for i in range(n) if image_name(i) not in there]
 
 

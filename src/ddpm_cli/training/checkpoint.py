@@ -21,13 +21,13 @@ from torch import Tensor
 from ddpm_cli.config import Count, RunConfig, Strict, between, shown
 from ddpm_cli.errors import DDPMError, ModelError
 from ddpm_cli.files import (
-    PARTIAL,
     json_bytes,
     load_tensors,
     new_directory,
     read_bytes,
     read_config,
     read_json,
+    remove_partials,
     renew_file,
     require_regular,
 )
@@ -37,6 +37,9 @@ from ddpm_cli.models.pretrained import WEIGHTS
 from ddpm_cli.models.runs import checkpoint_folder, checkpoints, step_of
 
 __all__ = [
+    "EMA",
+    "OPTIMIZER",
+    "RAW",
     "Checkpoint",
     "begin_run",
     "check_folders",
@@ -47,6 +50,12 @@ __all__ = [
     "set_aside",
     "tidy",
 ]
+
+
+# The files of a checkpoint that training goes on from.
+RAW, OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
+_STATE, _HASHES = "training/state.json", "training/hashes.json"
+EMA = f"unet/{WEIGHTS}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,26 +93,27 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     saved: its tensors are on the CPU and contiguous. Raises OSError or SafetensorError if it cannot be written.
     """
     require_run(run)
-    previews = sorted((run / "samples").glob("step-*[0-9].png"), key=lambda path: (len(path.name), path.name))
-    preview = read_bytes(previews[-1]) if previews else None
     path = checkpoint_folder(run, saved.step)
     with new_directory(path) as partial:
-        save_model(partial, saved.ema, config.unet, config.schedule, recipe, preview)
+        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run))
         _save_training(partial, saved)
     prune(run, config.train.keep, config.train.keep_every)
     return path
 
 
-# The files of a checkpoint besides those of its model.
-_RAW, _OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
-_STATE, _HASHES = "training/state.json", "training/hashes.json"
-_EMA = f"unet/{WEIGHTS}.safetensors"
+def _newest_preview(run: Path) -> bytes | None:
+    """The newest preview that can be read, for the model's card. A damaged preview must not prevent a checkpoint."""
+    previews = (run / "samples").glob("step-*[0-9].png")
+    for path in sorted(previews, key=lambda path: (len(path.name), path.name), reverse=True):
+        with contextlib.suppress(OSError):
+            return read_bytes(path)
+    return None
 
 
 def _save_training(folder: Path, saved: Checkpoint) -> None:
     """Add training/ to a model directory: the raw weights, the optimiser's tensors, and the rest as JSON."""
     (folder / "training").mkdir()
-    for name, tensors in ((_RAW, saved.raw), (_OPTIMIZER, saved.optimizer)):
+    for name, tensors in ((RAW, saved.raw), (OPTIMIZER, saved.optimizer)):
         save_file(tensors, folder / name, metadata={"format": "pt"})
     state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
     (folder / _STATE).write_bytes(json_bytes(state))
@@ -126,7 +136,7 @@ def _hash(path: Path) -> str:
 def _verify(folder: Path) -> None:
     """Raises ModelError if a file of a checkpoint has changed since it was written."""
     hashes = read_json(folder / _HASHES)
-    for name in (_RAW, _OPTIMIZER, _STATE, _EMA):
+    for name in (RAW, OPTIMIZER, _STATE, EMA):
         if name not in hashes:
             raise ModelError(f"{folder / _HASHES}: is damaged: it lacks {name}")
     for name, digest in hashes.items():
@@ -147,9 +157,9 @@ def load_training(folder: Path) -> Checkpoint:
     _verify(folder)
     return Checkpoint(
         **read_config(_State, folder / _STATE).to_dict(),
-        raw=load_tensors(folder / _RAW),
-        ema=load_tensors(folder / _EMA),
-        optimizer=load_tensors(folder / _OPTIMIZER),
+        raw=load_tensors(folder / RAW),
+        ema=load_tensors(folder / EMA),
+        optimizer=load_tensors(folder / OPTIMIZER),
     )
 
 
@@ -183,8 +193,7 @@ def tidy(run: Path) -> None:
     """Remove unfinished files of killed processes. The caller holds the lock of the run."""
     _remove_halves(run)
     for folder in (run, run / "samples"):
-        for leftover in folder.glob(f"{PARTIAL}*"):
-            leftover.unlink(missing_ok=True)
+        remove_partials(folder)
 
 
 def _remove_halves(run: Path) -> None:
@@ -195,10 +204,10 @@ def _remove_halves(run: Path) -> None:
 def check_folders(run: Path) -> None:
     """Raises DDPMError, before any work is done, if the run could not write its files later."""
     for folder in (run, run / "checkpoints", run / "samples"):
-        if folder.exists() and not folder.is_dir():
-            raise DDPMError(f"{folder}: is a file, where a run needs a folder", "Move it away, or name another run.")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise DDPMError(f"{folder}: is not a folder, where a run needs one", "Move it away, or name another run.")
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise DDPMError(f"{folder}: cannot be written to", "Check its permissions, or name another run with -o.")
     for file in (run / "config.json", run / "metrics.jsonl", run / "left_out.txt"):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
             raise DDPMError(f"{file}: is not a file that can be written", "Move it away, or name another run.")

@@ -22,6 +22,7 @@ from ddpm_cli.data.sources import Listed, Source, is_stream, list_bytes, name_of
 from ddpm_cli.data.survey import survey
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.device import pick_dtype
+from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, process_group, restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
 from ddpm_cli.files import LOCK, lock, read_config, renew_file
@@ -293,7 +294,7 @@ class _Opening:
                 self._restarted = True
                 self._resume, self._force = True, self._force and self._resume
         if self._resume and exists:
-            return read_config(RunConfig, self.folder / "config.json")
+            return _config_of(self.folder)
         if exists and not self._force:
             raise _taken(self.folder)
         if self.folder.exists() and not exists and not _is_empty(self.folder):
@@ -469,6 +470,17 @@ def _kept(images: Sequence[str], run: Path) -> list[str]:
     """The images as they were named, but for a list from a pipe the file in which the run keeps it."""
     places = (str(run / f"list{number}.txt") for number in ("", *range(2, len(images) + 1)))
     return [next(places) if is_stream(image) else image for image in images]
+
+
+def _config_of(run: Path) -> RunConfig:
+    """The configuration of a run. Raises ModelError, naming the file, if it cannot be used."""
+    path = run / "config.json"
+    config = read_config(RunConfig, path)
+    try:
+        NoiseSchedule.from_config(config.schedule)
+    except ModelError as error:
+        raise ModelError(f"{path}: schedule: {error.message}", error.hint) from None
+    return config
 
 
 def _taken(run: Path) -> DDPMError:

@@ -20,9 +20,10 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import training_loss
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
-from ddpm_cli.errors import DataError, LostProcessError, ModelError, TrainingError
+from ddpm_cli.errors import DataError, LostProcessError, TrainingError
 from ddpm_cli.files import write_file
 from ddpm_cli.models import runs
+from ddpm_cli.models.pretrained import fit_weights
 from ddpm_cli.nn.ema import EMA
 from ddpm_cli.nn.unet import UNet
 from ddpm_cli.rng import seed_everything, training_noise
@@ -111,16 +112,17 @@ class Trainer:
     def resume(self, folder: Path) -> str:
         """Load a checkpoint. Returns the fingerprint of the images it was trained on.
 
-        Raises ModelError if it is damaged.
+        Raises ModelError if it is damaged, or is not of this run's network.
         """
         saved = checkpoint.load_training(folder)
-        try:
-            self.unet.load_state_dict(saved.raw)
-            self.averaged.load_state_dict(saved.ema)
-            for name, moment in self._moments().items():
-                moment.copy_(saved.optimizer[name])
-        except (KeyError, RuntimeError) as error:
-            raise ModelError(f"{folder}: does not fit the configuration of its run ({error})") from None
+        raw, averaged, moments = self.unet.state_dict(), self.averaged.state_dict(), self._moments()
+        for here, found, file in (
+            (raw, saved.raw, checkpoint.RAW),
+            (averaged, saved.ema, checkpoint.EMA),
+            (moments, saved.optimizer, checkpoint.OPTIMIZER),
+        ):
+            for name, value in fit_weights(here, found, str(folder / file)).items():
+                here[name].copy_(value)
         self.ema.updates = saved.ema_updates
         self.first_step = self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
