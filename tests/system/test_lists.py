@@ -118,7 +118,7 @@ def test_what_is_no_list_on_stdin(ddpm, digits):
         done = ddpm("train", "-", stdin=stdin)
         assert done.returncode == 1
         assert b"Error: stdin: none of the " in done.stderr
-        assert b"Hint: A list has a path a line" in done.stderr
+        assert b"Hint: A list has one path per line" in done.stderr
 
 
 def test_a_terminal_is_no_list(in_a_terminal):
