@@ -129,7 +129,7 @@ def remove_all_unfinished(cache: Path) -> int:
 
 
 class Outcome(Enum):
-    """What `prune` did with a pack: removed it, or kept it for a reason."""
+    """The result of `prune` for a pack."""
 
     REMOVED = "removed"
     RECENT = "recent"  # used too recently
