@@ -1,4 +1,4 @@
-"""Processors and memory: of the machine, and what containers and batch systems leave of them."""
+"""CPUs and memory of the machine, and the limits of containers and batch systems."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def groups(tmp_path, monkeypatch):
 
 @pytest.fixture
 def many_cpus(monkeypatch):
-    """A machine with 64 processors."""
+    """A machine with 64 CPUs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
 
 
@@ -42,17 +42,17 @@ def many_cpus(monkeypatch):
         ("0::/user/job", {"user/job/cpu.max": "max 100000", "user/cpu.max": "300000 100000"}, 3),
         ("5:memory:/job\n4:cpu,cpuacct:/job", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
         ("4:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "400000", "cpu/job/cpu.cfs_period_us": "100000"}, 4),
-        # The group's name is the host's, and its files are at the root: a container.
+        # In a container the group has its name on the host, but its files are at the root.
         ("4:cpu:/docker/1f", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
     ],
 )
-def test_processors_that_control_groups_allow(groups, many_cpus, mine, files, cpus):
+def test_limits_of_control_groups(groups, many_cpus, mine, files, cpus):
     groups(mine, files)
     assert machine.usable_cpus() == cpus
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
-def test_processors_that_the_affinity_allows(groups):
+def test_limits_of_affinity(groups):
     groups("0::/", {})
     before = os.sched_getaffinity(0)
     try:
@@ -63,7 +63,7 @@ def test_processors_that_the_affinity_allows(groups):
     assert machine.usable_cpus() == len(before)
 
 
-def test_processors_of_a_system_without_affinity(monkeypatch, tmp_path):
+def test_a_system_without_affinity(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(machine, "_MY_GROUPS", Path("missing"))
     assert machine.usable_cpus() == os.cpu_count()
@@ -73,7 +73,7 @@ def test_memory(groups):
     groups("0::/", {})
     total, free = machine.total_memory(), machine.free_memory()
     if total is None or free is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report its memory")
     assert 0 < free <= total
     limit = {"memory.max": "1000000", "memory.current": "700000", "memory.stat": "file 250000\ninactive_file 200000"}
     groups("0::/", limit)

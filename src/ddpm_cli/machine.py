@@ -1,4 +1,4 @@
-"""What this process may use of its machine: processors and memory, within the limits of containers and batch jobs."""
+"""The CPUs and the memory that this process may use, within the limits of containers and batch jobs."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cpus() -> int:
-    """The number of processors that this process may use, at least 1.
+    """The number of CPUs that this process may use, at least 1.
 
-    It counts those that the process may run on (its affinity). The processor time that its control groups allow, as in
-    `docker run --cpus 1.5`, is rounded up.
+    CPU affinity and control groups limit it. A fractional limit, as in `docker run --cpus 1.5`, is rounded up.
     """
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     return max(1, min(counts + [math.ceil(quota) for quota in _cpu_quotas()]))
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """The processor time per second that each control group allows, where it has a limit."""
+    """The limit of each control group that has one, in CPUs."""
     for group in _control_groups():
         match " ".join(_lines(group / "cpu.max")).split():
             case [quota, period] if quota.isdigit():
                 yield int(quota) / int(period)
     for group in _control_groups("cpu"):
         quota_us, period_us = (_number(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        if quota_us and period_us:  # the quota is -1 where there is no limit
+        if quota_us and period_us:  # the quota is -1 if there is no limit
             yield quota_us / period_us
 
 
@@ -49,7 +48,7 @@ def free_memory() -> int | None:
         most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
         if most is not None and used is not None:
             cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            shared.append(most - used + cache)  # the cache of files makes room when it is asked to
+            shared.append(most - used + cache)  # the kernel frees cached files when memory is needed
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
     return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
 
@@ -61,9 +60,9 @@ def total_memory() -> int | None:
 
 
 def _control_groups(controller: str = "") -> Iterator[Path]:
-    """The folders of Linux's control groups that this process is in: a container's, a batch job's.
+    """The folders of the Linux control groups of this process, for instance of its container or batch job.
 
-    controller: of version 1, where each has groups of its own; version 2 has the same groups for all.
+    controller: for version 1, in which each controller has its own groups; empty for version 2.
     """
     root = _GROUPS / controller
     for line in _lines(_MY_GROUPS):
@@ -78,7 +77,7 @@ def _in_meminfo(key: str) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    return next((int(line) for line in _lines(path) if line.isdigit()), None)  # `max` where there is no limit
+    return next((int(line) for line in _lines(path) if line.isdigit()), None)  # `max` if there is no limit
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, int]]:
@@ -91,5 +90,5 @@ def _pairs(path: Path) -> Iterator[tuple[str, int]]:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
-    except OSError:  # no Linux, or an older one
+    except OSError:  # not Linux, or an older version
         return []

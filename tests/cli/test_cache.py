@@ -1,4 +1,4 @@
-"""`ddpm cache`: what it shows, and what it removes."""
+"""`ddpm cache`: the list, and pruning."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_pruning(cli, pack):
     assert "removed " in err
 
 
-def test_what_a_running_process_uses_is_not_removed(cli, start, digits, pack, quick_model):
+def test_images_that_a_running_process_uses_are_not_removed(cli, start, digits, pack, quick_model):
     run = Path("runs/long")
     process = start("train", digits, "--from", quick_model, "--steps", "1M", "--save-every", 5, "-o", run, *OPTIONS)
     wait_until(lambda: list(run.glob("checkpoints/step-*")), process)
@@ -75,14 +75,14 @@ def test_what_a_running_process_uses_is_not_removed(cli, start, digits, pack, qu
 
 
 @pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1.5d", "3 months", "²d"])
-def test_an_age_that_is_none(cli, age):
+def test_an_invalid_age(cli, age):
     code, _, err = cli("cache", "--older-than", age)
     assert code == 2
     assert "--older-than" in err
     assert "30d" in err
 
 
-def test_train_tells_of_a_large_cache(cli, digits, quick_model):
+def test_train_prints_a_note_about_a_large_cache(cli, digits, quick_model):
     options = ("--from", quick_model, "--steps", 1, *OPTIONS[:-1])
     other = Path("cache/packs") / ("0" * 32)
     other.mkdir(parents=True)

@@ -39,7 +39,7 @@ def examples(epilog: str) -> list[list[str]]:
 
 
 def test_help_imports_little():
-    """It tests modules, not seconds; benchmarks/startup.py measures these."""
+    """It tests the modules that are imported; benchmarks/startup.py measures the time."""
     result = subprocess.run([sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for_noise, for_all = result.stderr.splitlines()
@@ -95,7 +95,7 @@ def test_version(cli):
     assert cli("-V") == (0, "ddpm 0.1.0\n", "")
 
 
-def test_ddpm_alone_shows_its_help(cli):
+def test_ddpm_without_a_command_shows_its_help(cli):
     assert cli()[:2] == cli("--help")[:2]
 
 

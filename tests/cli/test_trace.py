@@ -49,7 +49,7 @@ def test_an_image_needs_no_file_in_between(cli, color_model, emoji):
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 
-def test_what_cannot_be_traced_is_refused(cli, small_model, color_model, digits, emoji):
+def test_invalid_input_is_refused(cli, small_model, color_model, digits, emoji):
     digit = next(digits.rglob("*.png"))
     assert cli("noise", digit, "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
     Path("cut.safetensors").write_bytes(Path("n.safetensors").read_bytes()[:-5])

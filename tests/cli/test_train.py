@@ -1,4 +1,4 @@
-"""`ddpm train`: what it chooses, shows, refuses and writes."""
+"""`ddpm train`: its defaults, output, errors and files."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_run_that_exists_is_not_touched_without_resume_or_force(cli, digits, r
     assert (Path("runs/digits.old-1") / "checkpoints" / "step-00000004").is_dir()
 
 
-def test_resume_refuses_what_contradicts_the_run(cli, digits, run):
+def test_resume_refuses_options_that_contradict_the_run(cli, digits, run):
     before = (run / "config.json").read_text()
     code, _, err = cli("train", digits, "--resume", "--batch-size", 5, "--flip", "--seed", 1)
     assert code == 2
@@ -66,7 +66,7 @@ def test_resume_continues(cli, digits, run):
     assert "resuming at step 4" in err
 
 
-def test_the_same_line_starts_and_continues_a_run(cli, digits, quick_model):
+def test_the_same_command_starts_and_continues_a_run(cli, digits, quick_model):
     line = ("train", digits, "--resume", "--from", quick_model, *OPTIONS)
     for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "resuming at step 4")):
         code, _, err = cli(*line, "--steps", steps)
@@ -96,7 +96,7 @@ def test_bad_options_are_refused_before_anything_is_written(cli, digits):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples"])
-def test_a_file_where_the_run_needs_a_folder_is_found_at_the_start(cli, digits, run, name):
+def test_a_file_in_place_of_a_folder_is_found_at_the_start(cli, digits, run, name):
     shutil.rmtree(run / name)
     (run / name).touch()
     code, _, err = cli("train", digits, "--resume", "--steps", 6)
@@ -104,7 +104,7 @@ def test_a_file_where_the_run_needs_a_folder_is_found_at_the_start(cli, digits, 
     assert [path.name for path in Path("cache").rglob("index.json")] == []  # no image was decoded
 
 
-def test_a_folder_with_a_name_of_any_bytes(cli, digits, quick_model, tmp_path):
+def test_a_folder_whose_name_is_not_utf8(cli, digits, quick_model, tmp_path):
     """The name is part of the model card, and must not break a checkpoint."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     shutil.copytree(digits, folder)
@@ -114,7 +114,7 @@ def test_a_folder_with_a_name_of_any_bytes(cli, digits, quick_model, tmp_path):
 
 
 def test_a_second_signal_stops_at_once(monkeypatch):
-    """But a signal right after the first one counts as the same: launchers and batch systems may send both."""
+    """A signal right after the first one is ignored: launchers and batch systems may both send it."""
     from ddpm_cli.cli import follow
     from ddpm_cli.cli.follow import _stop_signals
 

@@ -1,4 +1,4 @@
-"""Hostile files, from scraped folders or attackers: none stops a run, and each one is read or named."""
+"""Hostile files, from scraped folders or attackers: none stops a run, and each one is used or reported."""
 
 import base64
 import gzip
@@ -31,7 +31,7 @@ from processes import GUARD
 
 Image.init()
 
-SIDE = 8  # of every picture that does not test sizes, so that a pack has exactly its pixels
+SIDE = 8  # pixels; most images have this side, so that a pack has their exact pixels
 COLOUR = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 GRAY = COLOUR[:, :, 0]
 RGB = Image.fromarray(COLOUR)
@@ -47,7 +47,7 @@ def encoded(kind: str, image: Image.Image = RGB, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """The pixels by Pillow alone, if the encoder is lossy."""
+    """The pixels that Pillow decodes, for lossy formats."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -64,7 +64,7 @@ def png(
     size: tuple[int, int] = (SIDE, SIDE),
     data: bytes | None = None,
 ) -> bytes:
-    """A PNG by hand: `more` chunks between its header and its pixels, which are `pixels` row by row, or `data`."""
+    """A handmade PNG with `more` chunks between its header and its pixels, which are `pixels` or the raw `data`."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
     if data is None:
         data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
@@ -79,13 +79,13 @@ def flip(data: bytes, at: int) -> bytes:
 
 
 def ifd(*tags: tuple[int, int, int, int], then: int = 0) -> bytes:
-    """A TIFF's header and its first directory: (tag, type, count, value), and where the next directory is."""
+    """A TIFF's header and first directory. tags: (tag, type, count, value). then: the next directory's offset."""
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", then)
 
 
 def tiff(then: int = 0, **changed: int) -> bytes:
-    """A TIFF by hand, of GRAY."""
+    """A handmade TIFF of GRAY."""
     tags = {"width": (256, SIDE), "height": (257, SIDE), "bits": (258, 8), "compression": (259, 1)}
     tags |= {"photometric": (262, 1), "start": (273, 200), "samples": (277, 1), "rows": (278, SIDE), "bytes": (279, 64)}
     fields = ((tag, 4, 1, changed.get(name, value)) for name, (tag, value) in tags.items())
@@ -93,13 +93,13 @@ def tiff(then: int = 0, **changed: int) -> bytes:
 
 
 def gif(size: tuple[int, int] = (SIDE, SIDE), frame: tuple[int, ...] = (), lzw: bytes = b"") -> bytes:
-    """A GIF by hand, black and white: a canvas, and a frame (left, top, width, height) in it."""
+    """A handmade GIF, black and white: a canvas, and a frame (left, top, width, height) in it."""
     canvas = b"GIF89a" + struct.pack("<HHBBB", *size, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     return canvas + (b"," + struct.pack("<HHHHB", *frame, 0) + lzw if frame else b"") + b";"
 
 
 def bmp(header: int = 40, width: int = SIDE, height: int = SIDE, bits: int = 24, packing: int = 0) -> bytes:
-    """A BMP by hand, of COLOUR: its rows are upside down, and blue comes first."""
+    """A handmade BMP of COLOUR: its rows are upside down, and blue comes first."""
     body = (COLOUR[::-1] if height > 0 else COLOUR)[:, :, ::-1].tobytes()
     start = b"BM" + struct.pack("<IHHI", 54 + len(body), 0, 0, 54)
     fields = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, packing, len(body), 0, 0, 0, 0)
@@ -126,7 +126,7 @@ KINDS = {
 
 
 def with_segment(marker: int, data: bytes) -> bytes:
-    """JPEG with another segment of metadata."""
+    """JPEG with an additional segment of metadata."""
     return JPEG[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + JPEG[2:]
 
 
@@ -150,9 +150,9 @@ def zipped() -> bytes:
 ORIENTATION = 0x0112
 PALETTE = chunk(b"PLTE", bytes(range(18)))
 
-# Files without an image, or with one that cannot be trusted.
+# Files without an image, or with a damaged one.
 BAD: dict[str, bytes] = {
-    # no image at all
+    # not images
     "empty.png": b"",
     "one byte.jpg": b"\x89",
     "zeros.png": bytes(2**20),
@@ -249,7 +249,7 @@ BAD: dict[str, bytes] = {
     "float.ppm": b"Pf\n1 1\n-1.0\n" + bytes(4),
     "comment without end.ppm": b"P6\n#" + b"a" * 2**16,
 }
-# A name with line breaks, one that is not valid in any encoding, and one of the greatest length.
+# A name with line breaks, one that is not valid in any encoding, and one of the maximum length.
 BAD |= dict.fromkeys(("a\nb.png: fine\x1b[2J\u202e.png", "��.jpg", "n" * 251 + ".png"), b"x")
 BAD |= {f"{kind} begins.{kind.rpartition('.')[2]}": data[:12] for kind, data in KINDS.items()}
 BAD |= {
@@ -409,7 +409,7 @@ def test_strict_refuses(cli, corpus):
 
 
 def test_damaged_files_are_not_tried_at_every_start(corpus):
-    """Only files that the disk failed to read are tried again. A damaged file may look like that to Pillow."""
+    """Only files that the disk failed to read are tried again. Pillow may report damaged files like them."""
     first = pack_of(corpus)
     assert set(first.unread) <= {"gone.png", "self.png", "locked.png"}
     made = (first.folder / "index.json").stat().st_ino
@@ -420,8 +420,8 @@ def test_damaged_files_are_not_tried_at_every_start(corpus):
     ("name", "reason"),
     {
         "empty.png": "is empty",
-        "error 404.jpg": "not an image that can be read here",
-        "postscript.jpg": "not an image that can be read here",
+        "error 404.jpg": "not an image in a supported format",
+        "postscript.jpg": "not an image in a supported format",
         "no palette.png": "has no palette",
         "empty palette.png": "has no palette",
         "25 percent.png": "truncated",
@@ -445,7 +445,7 @@ def test_reasons(reasons, name, reason):
 
 @pytest.fixture(scope="module")
 def reasons(corpus, tmp_path_factory) -> dict[str, str]:
-    """Why each file was left out; of gray images too, padded."""
+    """Why each file was left out. These settings are gray and padded."""
     config = DataConfig(images="", size=SIDE, channels=1, fit="pad")
     cache = tmp_path_factory.mktemp("cache")
     pack = open_pack(open_source(corpus, cache), config, cache)
@@ -461,7 +461,7 @@ def test_survey(corpus):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_archives_of_them(kind):
+def test_archives_of_hostile_files(kind):
     """All files whose names an archive can hold."""
     files = {name: data for name, data in FILES.items() if name.isascii()}
     if kind == "zip":
@@ -479,15 +479,15 @@ def test_archives_of_them(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_that_is_named_is_refused_by_name():
-    """As `ddpm noise` does."""
+def test_the_error_for_a_single_file_names_it():
+    """`ddpm noise` shows it."""
     for name, data in BAD.items():
         with pytest.raises(DataError, match=f"^{re.escape(name)}: ."):
             images.decode(data, name)
 
 
 def test_large_images_are_not_decoded_all_at_once(monkeypatch):
-    """A hundred files of some kilobytes, on a hundred cores, must not need a hundred gigabytes."""
+    """Files of some kilobytes may decode to gigabytes each, and many cores would decode many of them."""
     load, alone, all_there = images.load, threading.Lock(), threading.Barrier(8)
 
     def by_itself(*args: object) -> Image.Image:

@@ -64,7 +64,7 @@ def test_a_table_with_a_column_of_images(cli, hub, tmp_path):
 
 
 def test_rows_that_name_files_of_this_machine(hub, tmp_path):
-    """Whoever wrote the table chose the paths: none may block, be endless, or be too large."""
+    """The table may contain any path: no file may block, be endless, or be too large."""
     (tmp_path / "good.png").write_bytes(png(10))
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "empty.png").touch()
@@ -102,7 +102,7 @@ def test_data_sets_without_images(hub, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,b\n1,2\n")
     hub.add("datasets/org/text", tmp_path / "text")
-    with pytest.raises(DataError, match=r"has no column of images \(but a, b\)"):
+    with pytest.raises(DataError, match=r"has no column of images \(only a, b\)"):
         open_source("hf://org/text", Path("cache"))
-    with pytest.raises(DataError, match="hf://org/none: cannot be had"):
+    with pytest.raises(DataError, match="hf://org/none: cannot be loaded"):
         open_source("hf://org/none", Path("cache"))

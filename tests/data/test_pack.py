@@ -93,7 +93,7 @@ def test_bad_files_are_left_out_and_named(digits, photo, tmp_path):
     assert not list((tmp_path / "cache" / "packs").glob(".*"))
 
 
-def test_damaged_metadata_and_archives_are_one_bad_file(digits, photo, tmp_path):
+def test_damaged_metadata_and_members_are_left_out(digits, photo, tmp_path):
     """Pillow's plugins and zipfile may raise any exception; none may end a run."""
     data = bytearray(photo.read_bytes())
     broken_exif = (
@@ -126,7 +126,7 @@ def _tiff() -> bytes:
     return buffer.getvalue()
 
 
-def test_links_in_circles_and_runs_are_not_followed(digits, tmp_path):
+def test_cycles_of_links_and_runs_are_skipped(digits, tmp_path):
     folder = tmp_path / "digits"
     shutil.copytree(digits, folder)
     (folder / "self").symlink_to(folder)

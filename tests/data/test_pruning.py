@@ -1,4 +1,4 @@
-"""The cache of decoded images: what is in it, and what goes when it is pruned."""
+"""The cache of decoded images: its list, and what `prune` removes."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ DAY = 86_400
 
 
 def make(images: Path, size: int = 8) -> Path:
-    """Decode the images, and use them no more. Returns the pack's folder."""
+    """Decode the images and close their pack. Returns its folder."""
     config = DataConfig(images="", size=size, channels=1)
     return open_pack(open_source(images, CACHE), config, CACHE).folder
 
 
 def age(folder: Path, days: int) -> None:
-    """As if it had not been used for that long."""
+    """Set the last use back by this many days."""
     then = (folder / INDEX).stat().st_mtime - days * DAY
     os.utime(folder / INDEX, (then, then))
 
@@ -33,7 +33,7 @@ def names(packs: dict) -> dict[str, set[str]]:
     return {outcome.value: {pack.folder.name for pack in found} for outcome, found in packs.items() if found}
 
 
-def test_what_is_listed(digits):
+def test_the_list(digits):
     old, new = make(digits, 8), make(digits, 12)
     age(old, 3)
     packs = list_packs(CACHE)
@@ -67,25 +67,25 @@ def test_the_last_use_is_recorded(digits):
     config = DataConfig(images="", size=8, channels=1)
     pack = open_pack(open_source(digits, CACHE), config, CACHE)
     assert (folder / INDEX).stat().st_mtime >= made.st_mtime
-    assert (folder / INDEX).stat().st_ino == made.st_ino  # it was not made anew
+    assert (folder / INDEX).stat().st_ino == made.st_ino  # it was not decoded again
     age(folder, 40)
     del pack  # a run that took 40 days has ended
     assert (folder / INDEX).stat().st_mtime >= made.st_mtime
 
 
-def test_only_what_was_not_used_for_long_goes(digits):
+def test_only_packs_that_were_not_used_for_long_are_removed(digits):
     packs = [make(digits, size) for size in (8, 9, 10)]
     for folder, days in zip(packs, (1, 29, 31), strict=True):
         age(folder, days)
     one, other, gone = (folder.name for folder in packs)
     assert names(prune(CACHE, 30 * DAY)) == {"recent": {one, other}, "removed": {gone}}
     assert {folder.name for folder in (CACHE / "packs").iterdir()} == {one, other}
-    age(packs[0], -2)  # a clock that is ahead
+    age(packs[0], -2)  # the clock of another machine is ahead
     assert names(prune(CACHE, 0)) == {"removed": {one, other}}
     assert make(digits) == packs[0]  # and it is made again
 
 
-def test_a_pack_in_use_stays(digits):
+def test_a_pack_in_use_is_kept(digits):
     folder = make(digits)
     first, second = Pack(folder), Pack(folder)
     assert names(prune(CACHE, 0)) == {"in_use": {folder.name}}
@@ -95,7 +95,7 @@ def test_a_pack_in_use_stays(digits):
     assert names(prune(CACHE, 0)) == {"removed": {folder.name}}
 
 
-def test_what_is_being_made_stays_and_leftovers_go(digits):
+def test_unfinished_packs_are_removed_unless_a_process_writes_them(digits):
     folder = make(digits)
     for other in ("0" * 32, folder.name):
         for suffix in ("partial", "old"):
@@ -128,7 +128,7 @@ def test_nothing_else_is_removed(digits, tmp_path):
     assert (elsewhere / INDEX).is_file()
 
 
-def test_whoever_opens_a_pack_while_it_is_removed_makes_it_again(digits):
+def test_a_pack_that_is_removed_while_a_process_opens_it_is_made_again(digits):
     folder = make(digits)
     source = open_source(digits, CACHE)
     opened: list[Pack] = []

@@ -59,16 +59,16 @@ def test_all_kinds_hold_the_same_images(digits, tar, tmp_path):
     compressed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
     for suffix, compress in compressed.items():
         Path(f"digits.tar{suffix}").write_bytes(compress(tar.read_bytes()))
-    shutil.copy("digits.tar.gz", "no name says what it is")
+    shutil.copy("digits.tar.gz", "no suffix")
     kinds = ["digits.zip", "digits.tar", "list.txt", *(f"digits.tar{suffix}" for suffix in compressed)]
-    for kind in [*kinds, "no name says what it is"]:
+    for kind in [*kinds, "no suffix"]:
         pack = pack_of(kind)
         assert (len(pack), pack.fingerprint, pack.left_out) == (60, expected.fingerprint, []), kind
         assert survey(open_source(kind, Path("cache"))) == survey(source_of(digits)), kind
     assert {path.name for path in Path("cache").iterdir()} == {"packs", "locks", "CACHEDIR.TAG"}
 
 
-def test_threads_read_archives_side_by_side(tar):
+def test_threads_read_archives_in_parallel(tar):
     with zipfile.ZipFile("many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(256):
             archive.writestr(f"{i:03}.png", png(i))
@@ -147,8 +147,8 @@ def test_members_of_a_tar(digits):
         assert left_out["a/empty.png"] == "is empty"
 
 
-def test_archives_that_are_cut_short(digits, tar):
-    """Images before the damage are used, and the damage is named."""
+def test_truncated_archives(digits, tar):
+    """Images before the damage are used, and the damage is reported."""
     whole = tar.read_bytes()
     cuts = {"header.tar": whole[: 40 * 1024 + 100], "noise.tar": whole[: 40 * 1024] + b"\xff" * 4096}
     cuts |= {"half.tar.gz": (packed := gzip.compress(whole))[: len(packed) // 2]}
@@ -160,7 +160,7 @@ def test_archives_that_are_cut_short(digits, tar):
         assert any("damaged" in reason or "truncated" in reason for _, reason in pack.left_out), name
 
 
-def test_zips_with_false_members(tmp_path):
+def test_damaged_members_of_a_zip(tmp_path):
     with zipfile.ZipFile("a.zip", "w") as archive:
         for name in ("crypt.png", "good.png", "moved.png", "huge.png", "crc.png"):
             archive.writestr(name, png())
@@ -178,7 +178,7 @@ def test_zips_with_false_members(tmp_path):
     assert len(pack) == 1
     left_out = dict(pack.left_out)
     assert "encrypted" in left_out["crypt.png"]
-    assert "begin" in left_out["moved.png"]
+    assert "offset" in left_out["moved.png"]
     assert left_out["huge.png"] == "too large for an image (2.0 GiB)"
     assert "CRC" in left_out["crc.png"]
 
@@ -200,14 +200,14 @@ def test_a_list(digits, tmp_path):
     }
 
 
-def test_an_empty_list():
+def test_files_that_are_not_lists():
     for name, text in {"prose.txt": "Dear reader,\nthere are no paths here.", "none.txt": "# nothing\n"}.items():
         Path(name).write_text(text)
         with pytest.raises(DataError, match=f"{name}: none of the"):
             open_source(name, Path("cache"))
     Path("cut.tar.gz").write_bytes(gzip.compress(bytes(1000))[:15])
     for path in ("cut.tar.gz", "/dev/zero"):
-        with pytest.raises(DataError, match="neither a folder"):
+        with pytest.raises(DataError, match="not a folder"):
             open_source(path, Path("cache"))
 
 
@@ -222,13 +222,13 @@ def test_an_empty_list():
         (b"./a\n.png\0 b.png\0#c.png\0\xff.png\0", ["./a\n.png", " b.png", "#c.png", "\udcff.png"]),
     ],
 )
-def test_what_a_list_says(data, paths):
+def test_parse_list(data, paths):
     assert parse_list(data) == paths
     assert parse_list(list_bytes(paths)) == paths
 
 
 def test_a_list_with_nuls(digits):
-    """As find -print0 writes it; a file with NULs that is none is not taken for one."""
+    """find -print0 writes it. Other files with NULs are not taken for lists."""
     files = sorted(digits.rglob("*.png"))[:3]
     names = [f"{i}\n {i}.png" for i in range(3)]
     for name, path in zip(names, files, strict=True):
@@ -238,7 +238,7 @@ def test_a_list_with_nuls(digits):
     assert len(pack_of("list")) == 3
     for data in (b"gone.png\0" * 9, b"\0", b"a\0\0b", b"n" * 9999 + b"\0", bytes(range(256))):
         Path("binary").write_bytes(data)
-        with pytest.raises(DataError, match="binary: neither a folder"):
+        with pytest.raises(DataError, match="binary: not a folder"):
             open_source("binary", Path("cache"))
 
 
@@ -265,7 +265,7 @@ def grays(pack) -> list[int]:
 
 @pytest.fixture
 def kinds() -> list[str]:
-    """A source of each kind, with an image of each gray from 0 on, and one that is left out."""
+    """A source of each kind. Image i has gray i. Some sources also have a bad file."""
     Path("folder/sub").mkdir(parents=True)
     Path("folder/0.png").write_bytes(png(0))
     Path("folder/sub/1.png").write_bytes(png(1))
@@ -303,7 +303,7 @@ def test_several_sources_are_one(kinds):
     assert (found.files, found.readable, found.square_side) == (13, 8, 28)
 
 
-def test_the_order_is_that_of_the_command(kinds):
+def test_images_are_in_the_order_of_the_command(kinds):
     orders = [combined(*order)[1] for order in (kinds, kinds[::-1], ["6.png", "folder", "5.png", "a.zip"])]
     assert grays(orders[1]) == [3, 6, 5, 4, 3, 2, 0, 1]
     assert grays(orders[2]) == [6, 0, 1, 5, 2]
@@ -314,20 +314,20 @@ def test_the_order_is_that_of_the_command(kinds):
     assert grays(combined(*kinds)[1])[0] == 9
 
 
-def test_what_is_named_twice_is_there_twice(kinds):
+def test_images_that_are_named_twice_are_used_twice(kinds):
     assert grays(combined("5.png", "5.png", "6.png")[1]) == [5, 5, 6]
     pack = combined("folder", "folder/sub", "folder/0.png", "folder", "a.zip", "a.zip")[1]
     assert grays(pack) == [0, 1, 1, 0, 0, 1, 2, 2]
     assert len(pack.left_out) == 4
 
 
-def test_a_file_of_several_sources_that_comes_back_is_taken_in(kinds, digits):
+def test_a_file_of_several_sources_that_comes_back_is_used(kinds, digits):
     assert len(combined(digits, "lists/a.txt")[1]) == 61
     Path("lists/gone.png").write_bytes(png())
     assert len(combined(digits, "lists/a.txt")[1]) == 62
 
 
-def test_one_of_several_that_is_none_is_named(kinds):
+def test_the_error_names_the_invalid_one_of_several_sources(kinds):
     Path("empty").mkdir()
     for path, message in {"gone.png": "no such", "empty": "no image files", "s3://a/b": "not a data set"}.items():
         with pytest.raises(DataError, match=f"{path}: {message}"):
@@ -350,19 +350,19 @@ def test_one_of_several_that_is_none_is_named(kinds):
         ("pipe",): "list",
     }.items(),
 )
-def test_what_images_are_called(paths, name):
+def test_name_of(paths, name):
     os.mkfifo("pipe")
     assert name_of(paths) == name
 
 
-def test_a_list_that_was_read(digits):
+def test_a_list_that_was_already_read(digits):
     files = sorted(digits.rglob("*.png"))
     listed = Listed("stdin", [str(path) for path in files], "run/list.txt")
     source = open_sources([listed], Path("cache"))
     assert (source.path, source.addresses, len(source.names)) == ("stdin", ("run/list.txt",), 60)
     Path("list.txt").write_bytes(list_bytes(listed.names))
     assert open_source("list.txt", Path("cache")).key == source.key  # so nothing is decoded again
-    with pytest.raises(DataError, match=r"stdin: none of the 1 files that it lists is there, for example /gone\.png"):
+    with pytest.raises(DataError, match=r"stdin: none of the 1 files that it lists exists, for example /gone\.png"):
         open_sources([Listed("stdin", ["/gone.png"], "")], Path("cache"))
 
 

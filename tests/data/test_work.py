@@ -12,7 +12,7 @@ THREADS = 8
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch):
-    """As many on any machine."""
+    """The same number on any machine."""
     monkeypatch.setattr("ddpm_cli.data.work.usable_cpus", lambda: THREADS)
 
 
@@ -29,25 +29,25 @@ def test_results_come_in_order_and_work_is_never_far_ahead():
 
 
 @pytest.mark.parametrize("whole", [100, 7, 1, 0])
-def test_a_budget_is_never_overdrawn(whole):
-    """Amounts from nothing to much more than the whole, which go alone."""
-    budget, held, overdrawn = Budget(whole), [], []
+def test_a_budget_is_never_exceeded(whole):
+    """By amounts from 0 to much more than the limit. Those above it run alone."""
+    budget, held, exceeded = Budget(whole), [], []
 
     def work(amount: int) -> int:
         with budget.spend(amount):
             held.append(amount)  # both are atomic
             now = list(held)
             if sum(now) > whole and sum(other > 0 for other in now) > 1:
-                overdrawn.append(now)
+                exceeded.append(now)
             held.remove(amount)
         return amount
 
     amounts = [(i * i * 7) % 13 * (whole + 1) // 10 for i in range(2000)]
     assert list(in_threads(work, amounts)) == amounts
-    assert not overdrawn
+    assert not exceeded
 
 
-def test_what_fits_together_goes_together():
+def test_amounts_that_fit_together_run_together():
     budget, all_there = Budget(THREADS), threading.Barrier(THREADS)
 
     def work(amount: int) -> int:
@@ -57,7 +57,7 @@ def test_what_fits_together_goes_together():
     assert sorted(in_threads(work, [1] * THREADS)) == list(range(THREADS))
 
 
-def test_what_failed_gives_back_what_it_took():
+def test_a_block_that_fails_returns_its_amount():
     budget = Budget(10)
     for _ in range(3):
         with pytest.raises(OSError, match="damaged"), budget.spend(10):

@@ -39,7 +39,7 @@ def test_a_limit_on_file_size_does_not_stop_training(train):
     process = train(RUN, "--steps", 7, source=LIMIT)
     assert process.wait() == 1
     assert "step 4 could not be saved" in process.err
-    assert "training goes on" in process.err
+    assert "training continues" in process.err
     assert "Error: step 7 could not be saved" in process.err
     assert "step-00000002 is safe" in process.err
     assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["step-00000002"]  # and no unfinished files
@@ -118,7 +118,7 @@ def test_a_disk_that_disappears_and_comes_back(train, lost_disk):
     wait_until(lambda: "checkpoints/step-" in process.err, process)
     unmount()
     wait_until(
-        lambda: re.search("could not be saved.*the run's folder is gone.*training goes on", process.err), process
+        lambda: re.search("could not be saved.*the run's folder is gone.*training continues", process.err), process
     )
     assert not list(disk.iterdir())
     lost = len(process.err)

@@ -78,7 +78,7 @@ def test_dead_workers_restart_until_torchrun_is_stopped(torchrun, pair, train):
     process.wait()
     step = step_in(run)
     assert f"stopped at step {step} of 1000000" in process.err
-    assert process.err.count("go on with: ") == 1
+    assert process.err.count("continue with: ") == 1
     finish(*pair(*train, "-o", "unbroken", "--steps", step))
     assert weights_in(run) == weights_in(Path("unbroken"))
 

@@ -23,7 +23,7 @@ def options(quick_model) -> tuple[object, ...]:
 
 @pytest.fixture
 def photos(digits) -> Path:
-    """Some of the digits, in a folder here, with names for which NULs were invented."""
+    """Some of the digits, with line breaks in their names."""
     folder = Path("photos")
     folder.mkdir()
     for i, path in enumerate(sorted(digits.rglob("*.png"))[:6]):
@@ -40,7 +40,7 @@ def find(folder: Path, *more: str) -> subprocess.Popen:
 
 
 def test_find_writes_the_list(start, cli, photos, options, tmp_path):
-    """Through a pipe, with any names. The run keeps the list, so that it can go on."""
+    """Names may have any characters. The run keeps the list, so that it can continue."""
     with find(photos, "-print0") as finder:
         process = start("train", "-", *options, "--steps", 1, stdin=finder.stdout.fileno())
     err = process.finish()
@@ -58,7 +58,7 @@ def test_find_writes_the_list(start, cli, photos, options, tmp_path):
 
 
 def test_lines_on_stdin(ddpm, digits, options, tmp_path):
-    """Relative paths start here. What is not there is left out and named."""
+    """Relative paths start at the current folder. Missing files are left out and named."""
     names = sorted(os.path.relpath(path) for path in digits.rglob("*.png"))[:5]
     lines = "\n".join(["# chosen", *names, "gone.png", "."])
     done = ddpm("train", "-", *options, "--steps", 1, "-o", "run", stdin=lines.encode())
@@ -69,7 +69,7 @@ def test_lines_on_stdin(ddpm, digits, options, tmp_path):
     assert Path("run/list.txt").read_text() == "".join(f"{tmp_path / name}\n" for name in [*names, "gone.png", "."])
 
 
-def test_a_run_that_is_stopped_tells_how_to_go_on(start, digits, options):
+def test_a_stopped_run_prints_the_command_to_continue(start, digits, options):
     lines = "".join(f"{path}\n" for path in digits.rglob("*.png"))
     process = start(
         "train", digits, "-", *options, "--steps", "1M", "--save-every", 3, "-o", "run", stdin=lines.encode()
@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_tells_how_to_go_on(start, digits, options):
     wait_until(lambda: step_in(Path("run")), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
-    assert f"go on with: ddpm train {digits} run/list.txt -o run --resume" in process.err
+    assert f"continue with: ddpm train {digits} run/list.txt -o run --resume" in process.err
 
 
 def test_a_named_pipe(start, photos, options):
@@ -89,8 +89,8 @@ def test_a_named_pipe(start, photos, options):
     assert Path("runs/list/list.txt").is_file()
 
 
-def test_a_shell_substitutes_processes(photos, digits, options):
-    """Two lists, in their order, beside a folder: by bash, as people write it."""
+def test_process_substitution(photos, digits, options):
+    """Two lists from bash, and a folder between them."""
     lists = ("<(find photos -name '*1*' -print0)", "<(find photos -type f -print0)")
     command = f"{sys.executable} -m ddpm_cli train {lists[0]} {digits} {lists[1]} $OPTIONS"
     env = os.environ | {
@@ -112,23 +112,23 @@ def test_an_empty_list(ddpm, stdin, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_list_on_stdin(ddpm, digits):
+def test_stdin_that_is_not_a_list(ddpm, digits):
     image = next(digits.rglob("*.png")).read_bytes()
     for stdin in (b"nowhere.png\n", image):
         done = ddpm("train", "-", stdin=stdin)
         assert done.returncode == 1
         assert b"Error: stdin: none of the " in done.stderr
-        assert b"Hint: A list has a path a line" in done.stderr
+        assert b"Hint: A list has one path per line" in done.stderr
 
 
-def test_a_terminal_is_no_list(in_a_terminal):
+def test_a_terminal_is_not_a_list(in_a_terminal):
     code, seen = in_a_terminal("train", "-")
     assert code == 2
     assert "-: stdin is a terminal" in seen
     assert "| ddpm train -" in seen
 
 
-def test_the_plan_of_a_list_writes_nothing(ddpm, digits, options, tmp_path):
+def test_dry_run_of_a_list_writes_nothing(ddpm, digits, options, tmp_path):
     lines = "".join(f"{path}\n" for path in digits.rglob("*.png"))
     done = ddpm("train", "-", *options, "--steps", 4, "--dry-run", stdin=lines.encode())
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_the_plan_of_a_list_writes_nothing(ddpm, digits, options, tmp_path):
 
 
 def test_several_images(cli, digits, options, tmp_path):
-    """As the shell gives them for digits/*.png, and a folder."""
+    """Image files, as the shell expands digits/*.png, and a folder."""
     Path("more").mkdir()
     names = []
     for i, path in enumerate(sorted(digits.rglob("*.png"))[:7]):
@@ -155,7 +155,7 @@ def test_several_images(cli, digits, options, tmp_path):
 
 
 def test_one_of_two_processes_reads_the_list(pair, digits, options):
-    """Each has the same stdin, of which only one may read."""
+    """Both have the same stdin, and only one may read it."""
     lines = "".join(f"{path}\n" for path in digits.rglob("*.png"))
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as file:
@@ -167,7 +167,7 @@ def test_one_of_two_processes_reads_the_list(pair, digits, options):
     assert step_in(Path("run")) == 2
 
 
-def test_a_machine_that_cannot_read_the_list_is_told(start, digits, options, tmp_path):
+def test_a_process_that_cannot_read_the_list_fails(start, digits, options, tmp_path):
     """It has another cache, so it would have to decode the images itself."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     lines = "".join(f"{path}\n" for path in digits.rglob("*.png"))
@@ -184,8 +184,8 @@ def test_a_machine_that_cannot_read_the_list_is_told(start, digits, options, tmp
     assert not Path("run").exists()
 
 
-def test_processes_that_are_started_again_go_on_with_the_list_of_the_run(start, digits, options):
-    """The pipe is empty by then."""
+def test_restarted_processes_use_the_list_of_the_run(start, digits, options):
+    """The pipe is empty after the restart."""
     lines = "".join(f"{path}\n" for path in digits.rglob("*.png"))
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as file:

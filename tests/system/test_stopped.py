@@ -38,7 +38,7 @@ def test_a_stop_does_not_wait_for_a_preview(start, digits, color_model, number):
     process.send_signal(number)
     assert process.wait() == 128 + number
     step = runs.step_of(runs.checkpoints(run)[-1])
-    assert f"the samples of step {step} were left out, to stop soon" in process.err
+    assert f"the samples of step {step} were skipped, to stop sooner" in process.err
     assert not (run / "samples" / f"step-{step:08d}.png").exists()
 
 

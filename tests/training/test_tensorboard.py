@@ -63,4 +63,4 @@ def test_a_folder_that_cannot_be_written_does_not_end_a_run(cli, digits, quick_r
     code, _, err = cli("train", digits, "-o", "run", "--steps", 5, "--resume", "--tensorboard")
     assert code == 0
     assert "tensorboard: cannot be written" in err
-    assert "goes on without TensorBoard" in err
+    assert "continues without TensorBoard" in err

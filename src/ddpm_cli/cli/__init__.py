@@ -1,6 +1,6 @@
-"""The command line: parses, calls the core, renders. Everything that prints is in here."""
+"""The command line: parses options, calls the core, shows the results. Only this package prints."""
 
 import sys
 
-if sys.platform == "win32":  # before the modules that need a Unix system are imported
+if sys.platform == "win32":  # before importing modules that need Unix
     sys.exit("Error: ddpm runs on Linux and macOS, not on Windows\nHint: Use WSL, the Windows Subsystem for Linux.")

@@ -1,4 +1,4 @@
-"""`ddpm`: the table of commands, and what happens to errors."""
+"""`ddpm`: the table of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C,
 143 by SIGTERM, 129 by SIGHUP. DDPM_DEBUG=1 shows tracebacks.
 """
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-# convert takes improved-diffusion's flags as they are, with _ for -.
+# convert accepts _ for -, as in the flags of improved-diffusion.
 _OWN_SETTINGS: dict[str, Any] = {"convert": {"token_normalize_func": lambda name: name.replace("_", "-")}}
 
 
@@ -108,7 +108,7 @@ def build(only: str | None = None) -> typer.Typer:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 128 + N stopped by signal N."""
     arguments = sys.argv[1:] if args is None else args
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # photographs have more pixels today
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # photographs often exceed it
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     try:
         if command:
@@ -139,14 +139,14 @@ def _explain(error: Exception, command: str | None) -> int:
             print_error("out of memory", _MEMORY_HINTS.get(command))
         case OSError():
             print_error(str(error))
-        case _ if type(error).__name__ == "OutOfMemoryError":  # of a GPU; torch need not be imported to name it
+        case _ if type(error).__name__ == "OutOfMemoryError":  # of a GPU; by name, since torch may not be imported
             print_error(f"the device is out of memory ({str(error).splitlines()[0]})", _MEMORY_HINTS.get(command))
-        case RuntimeError() if "can't allocate memory" in str(error):  # of a processor
+        case RuntimeError() if "can't allocate memory" in str(error):  # of a CPU
             print_error("out of memory", _MEMORY_HINTS.get(command))
         case _:
             print_error(
                 f"{type(error).__name__}: {error}",
-                "This looks like a bug in ddpm. DDPM_DEBUG=1 shows where it happened; please report it with that.",
+                "This looks like a bug in ddpm. Please report it with its traceback, which DDPM_DEBUG=1 shows.",
             )
     return 1
 

@@ -24,7 +24,7 @@ Examples:
 """
 
 _DAY = 86_400
-_LONG = 30 * _DAY  # seconds without use, after which --prune removes
+_LONG = 30 * _DAY  # seconds without use, the default of --prune
 
 
 def cache(
@@ -38,7 +38,7 @@ def cache(
             "--older-than",
             parser=options.parse_age,
             metavar="AGE",
-            help="List or remove what was not used for 12h, 7d or 8w. 0d is all that no process uses now.",
+            help="List or remove only images that were not used for this time: 12h, 30d or 8w.",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -65,7 +65,7 @@ def _list(console: Console, unused: float) -> None:
     total = unfinished + sum(pack.bytes for pack in packs)
     rows = [("size", "images", "pixels", "last use", "source"), *map(_row, packs)]
     if unfinished:
-        rows.append((in_bytes(unfinished), "", "", "", "not finished: a process is decoding them, or was killed"))
+        rows.append((in_bytes(unfinished), "", "", "", "unfinished: a process is decoding them, or was killed"))
     lines = columns(rows) if len(rows) > 1 else []
     lines.append(f"{in_bytes(total)} in {folder}")
     facts = [_fields(pack) for pack in packs]
@@ -86,7 +86,7 @@ def _prune(console: Console, unused: float) -> None:
     for pack in packs[Outcome.STUCK]:
         console.warn(f"kept {_named(pack)}: {pack.folder} cannot be locked or removed")
     if recent := sum(pack.bytes for pack in packs[Outcome.RECENT]):
-        console.note(f"kept {in_bytes(recent)} that were used later; --prune --older-than 0d removes them too")
+        console.note(f"kept {in_bytes(recent)} that were used more recently; --prune --older-than 0d removes them too")
     freed = unfinished + sum(pack.bytes for pack in packs[Outcome.REMOVED])
     outcomes = {outcome.value: [_fields(pack) for pack in packs[outcome]] for outcome in Outcome}
     console.result(f"freed {in_bytes(freed)}", folder=str(folder), freed_bytes=freed, **outcomes)

@@ -1,6 +1,6 @@
 """The one place that prints: results to stdout, everything else to stderr.
 
-Names and settings come from files that anybody may have written, so `safe` escapes all text before it is printed.
+Names and settings may come from hostile files, so `safe` escapes all text before it is printed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ _SCHEMA = 1  # version of the JSON objects; it grows when a field changes its me
 
 
 class _Stderr(io.TextIOBase):
-    """sys.stderr, except that a failing write does not end the run: the pipe is closed, the terminal gone or the disk
-    full. From then on, stderr is /dev/null."""
+    """sys.stderr, but a failed write does not end the run: after it, stderr is /dev/null.
+
+    A write fails if the pipe or the terminal is closed, or the disk is full.
+    """
 
     def __init__(self) -> None:
-        self._file = sys.stderr  # now: while a progress bar is shown, rich replaces sys.stderr
+        self._file = sys.stderr  # stored, since rich replaces sys.stderr while it shows a progress bar
 
     def write(self, text: str) -> int:
         with self._forgiving():
@@ -43,7 +45,7 @@ class _Stderr(io.TextIOBase):
         try:
             yield
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is still in the buffer must go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the rest of the buffer is written there
 
     def isatty(self) -> bool:
         return self._file.isatty()
@@ -118,7 +120,7 @@ class Console:
 
     @contextmanager
     def bar(self, what: str, total: int | None, eta: bool = True) -> Iterator[Callable[..., None]]:
-        """Show a progress bar if stderr is a terminal. Gives update(completed, what=…, total=…, status=…).
+        """Show a progress bar if stderr is a terminal. Yields update(completed, what=…, total=…, status=…).
 
         eta: whether the bar estimates the time left; otherwise the status may contain it.
         Ctrl-C inside prints a note and is raised again.
@@ -132,7 +134,7 @@ class Console:
 
     @contextmanager
     def trial(self, what: str) -> Iterator[None]:
-        """A bar, or a line in a log, for work that takes a while and does not tell how far it is."""
+        """Show a bar, or print a line if there are no bars, for work that does not report its progress."""
         if not self.live:
             self.note(what)
         with self.bar(what, None):
@@ -140,7 +142,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[str, int, int | None], None]]:
-        """Show a bar for work that names its own parts. Gives update(what, done, total or None)."""
+        """Show a bar for work in several named parts. Yields update(what, done, total or None)."""
         with self.bar(what, None) as update:
             yield lambda what, done, total: update(done, what=what, total=total)
 

@@ -84,7 +84,7 @@ def convert(
 
     pytorch_diffusion (.ckpt) has the models of the paper.
     improved-diffusion (.pt) is by OpenAI. You can paste the flags of its README.
-    A flag that the weights already show is optional, and must match them.
+    A flag that the weights determine is optional, and must match them.
     """
     console = Console("convert", as_json, quiet)
     from ddpm_cli.files import new_directory

@@ -1,4 +1,4 @@
-"""What `ddpm train` shows of a run: a header, its progress, and its end."""
+"""The output of `ddpm train`: a header, the progress, and the end of a run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "follow", "header", "show_plan"]
 
-_FEW_IMAGES = 1000  # with fewer a model memorizes its images before it learns what they have in common
+_FEW_IMAGES = 1000  # with fewer, a model memorizes them
 _DAY = 86_400
-_MUCH_CACHE = 5e9  # bytes of other images
-_LOG_SECONDS = 30  # between lines where there is no bar
-_NAMED = 5  # at most so many files that were left out, or images to go on with, are named
-_ONE_SIGNAL = 1.0  # seconds; from a batch system and from the launcher, processes may get one signal twice
+_MUCH_CACHE = 5e9  # bytes of other decoded images
+_LOG_SECONDS = 30  # between lines of progress if there is no bar
+_NAMED = 5  # the most files that were left out, or IMAGES in the command to continue, that are printed
+_ONE_SIGNAL = 1.0  # seconds; batch system and launcher may both send the same signal
 
 
 def header(console: Console, run: Run, machine: str) -> None:
-    """Print what will be trained, on what, and how."""
+    """Print the images and the settings of a run."""
     trainer, folder = run.trainer, run.folder
     pack = trainer.pack
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
@@ -66,7 +66,7 @@ def _bytes_of_other_images(pack: Path) -> int:
 
 
 def _disk(trainer: Trainer) -> tuple[int, int, Path]:
-    """Bytes that the checkpoints of a run will need, bytes that are free, and the folder where they are."""
+    """Bytes that the checkpoints of a run will need, bytes that are free, and the folder in which they are free."""
     from ddpm_cli.models.runs import checkpoints
 
     run = trainer.run
@@ -95,7 +95,7 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
 
 
 def _previews(trainer: Trainer) -> str:
-    """When previews are drawn, and what they cost."""
+    """The sampler steps, interval and cost of previews."""
     from ddpm_cli.training.previews import IMAGES
 
     plan, steps = trainer.previews, trainer.config.train.steps
@@ -109,7 +109,7 @@ def _parameters(trainer: Trainer) -> int:
 
 
 def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
-    """The result of --dry-run: what would be trained, what it needs, and how long it takes."""
+    """Print the result of --dry-run: the settings, and the memory, time and disk space that they need."""
     from ddpm_cli.training.memory import total_memory
 
     trainer, folder, start = run.trainer, run.folder, found.first_step
@@ -147,12 +147,12 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
 
 
 def _named(run: Run) -> str:
-    """The IMAGES of the command, in words."""
+    """The IMAGES of the command, as text."""
     return and_more(["stdin" if image == "-" else image for image in run.images])
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:
-    """How a batch is divided, in words."""
+    """How a batch is divided, as text."""
     least, more = divmod(batch_size, processes)
     each = f"{least} or {least + 1}" if more else str(least)
     shared = f" ({each} in each of {processes} processes)" if processes > 1 else ""
@@ -163,7 +163,7 @@ def _split(batch_size: int, processes: int, parts: int) -> str:
 def _stop_signals() -> Iterator[list[int]]:
     """Catch signals to stop: the first one is appended to the list that this yields, a second one exits at once.
 
-    They are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as under nohup.
+    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as under nohup.
     """
     caught: list[int] = []
     first = 0.0
@@ -189,7 +189,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callable[[Event], None]]:
-    """Yield a function that writes an event for TensorBoard. If that fails it prints a note, and training goes on."""
+    """Yield a function that writes an event for TensorBoard. On failure it prints a note, and training continues."""
     from ddpm_cli.training.tensorboard import Board
 
     board: Board | None = None
@@ -200,7 +200,7 @@ def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callabl
             work()
         except DataError as error:
             board = None
-            console.warn(f"{error.message}; training goes on without TensorBoard")
+            console.warn(f"{error.message}; training continues without TensorBoard")
 
     def begin() -> None:
         nonlocal board
@@ -255,14 +255,14 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                 case Saved():
                     console.note(f"step {event.step}: {event.path}")
                 case NotSaved():
-                    goes_on = "; training goes on" if event.goes_on else ""
+                    goes_on = "; training continues" if event.goes_on else ""
                     console.warn(f"step {event.step} could not be saved: {event.reason}{goes_on}")
                 case Previewed():
                     drawing = None
                     colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
                     console.note(f"step {event.step}: {event.path} ({colours})")
                 case Finished(interrupted=True) if drawing:
-                    console.warn(f"the samples of step {drawing} were left out, to stop soon")
+                    console.warn(f"the samples of step {drawing} were skipped, to stop sooner")
                 case Logged() | Finished():
                     pass
         return loss, max(trainer.world.all_gather(caught[0] if caught else 0)) or None
@@ -295,9 +295,9 @@ def finish(console: Console, run: Run, loss: float | None, stopped_by: int | Non
     if trainer.step < total:
         console.note(f"stopped at step {trainer.step} of {total}; the run is in {run.folder}")
         command = f"ddpm train {' '.join(map(quote, run.kept_images))} -o {folder}"
-        # torchrun's options are part of the command too; and nobody needs to see the names of a thousand images again.
+        # The command also has torchrun's options, which are not known here; and a thousand names are too many to print.
         again = "the same command, and" if trainer.world.size > 1 or len(run.images) > _NAMED else command
-        console.note(f"go on with: {again} --resume")
+        console.note(f"continue with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
     following = f"ddpm sample -m {folder} -o grid.png"
     console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Next: {following}")

@@ -31,7 +31,7 @@ def info(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a model is: images, network, schedule, variance and training.
+    """Show the facts about a model: images, network, schedule, variance and training.
 
     Weights on this machine are read and checked.
     From the Hub only the configuration is downloaded.

@@ -1,4 +1,4 @@
-"""What the commands that need a model share: loading it, and checking the number of steps."""
+"""Loads the model of a command, and checks the number of steps."""
 
 from __future__ import annotations
 

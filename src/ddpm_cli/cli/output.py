@@ -1,4 +1,4 @@
-"""Where a command writes its pictures and reads its input: files, folders, pipes."""
+"""The output and the input of commands: files, folders, pipes."""
 
 from __future__ import annotations
 

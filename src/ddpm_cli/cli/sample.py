@@ -126,7 +126,7 @@ def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> byte
         assert target.path is not None
         rest = iter(numbers)
         for batch in batches:
-            for image, i in zip(batch, rest, strict=False):  # in this order: a batch that ends takes no number
+            for image, i in zip(batch, rest, strict=False):  # in this order: at the end of a batch, zip takes no number
                 write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
         return None
     if target.suffix == ".npz":

@@ -25,7 +25,7 @@ Examples:
   ddpm train ./images --from google/ddpm-celebahq-256
 """
 
-# The panels of the help. The options that most runs need come first, in no panel of their own.
+# Panels of the help. The options that most runs need come before them, without a panel.
 _IMAGES: dict[str, Any] = {"rich_help_panel": "Images"}
 _TRAINING: dict[str, Any] = {"rich_help_panel": "Training"}
 _CHECKPOINTS: dict[str, Any] = {"rich_help_panel": "Checkpoints and previews"}
@@ -205,7 +205,7 @@ def train(
         bool,
         typer.Option(
             "--force",
-            help="Start anew, and rename an existing run to RUN.old-1. With --resume: accept other images.",
+            help="Start over, and rename an existing run to RUN.old-1. With --resume: accept other images.",
             rich_help_panel="Common options",
         ),
     ] = False,
@@ -240,7 +240,7 @@ def train(
     with process_group() as world:
         console = Console("train", as_json, quiet or not world.is_main)
         code = _train(request, world, console, device, precision, tensorboard, dry_run)
-    raise typer.Exit(code)  # only now: a stopped run is no error, and the process group ends in order
+    raise typer.Exit(code)  # after the block: a stopped run is not an error, so the process group ends normally
 
 
 def _train(

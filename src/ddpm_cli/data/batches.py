@@ -13,7 +13,7 @@ __all__ = ["Batches"]
 class Batches:
     """The order in which a run sees its images: a new permutation every epoch, one epoch running into the next.
 
-    Batch number `step` depends on (seed, step) and the sizes alone, so a resumed run goes on where it was.
+    Batch number `step` depends only on (seed, step) and the sizes, so a resumed run continues where it stopped.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:

@@ -1,9 +1,9 @@
-"""The cache of decoded images: where it is, what it holds, and what of it can be removed.
+"""The cache of decoded images: its location, its contents, and how to remove them.
 
-packs/KEY/      decoded images. index.json describes them, its time is that of their last use, and whoever uses them
-                holds a shared lock on it; see `pack.Pack`.
-packs/.KEY.*    what a process is writing, or was writing when it was killed.
-locks/KEY       a file that is locked by a process that makes or removes this pack.
+packs/KEY/      decoded images. index.json describes them, and its modification time is their last use. A process that
+                uses them holds a shared lock on it; see `pack.Pack`.
+packs/.KEY.*    an unfinished pack: a process is writing it, or was killed.
+locks/KEY       a file that a process locks while it makes or removes this pack.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def pack_lock(cache: Path, key: str) -> Path:
 class CachedPack:
     """Decoded images in the cache.
 
-    bytes: on disk. last_use: seconds since the epoch. count: images. shape: (C, H, W). source: the address of what was
-    decoded. None: not known, since the pack is damaged or from an older version.
+    bytes: on disk. last_use: seconds since the epoch. count: images. shape: (C, H, W). source: the address of the
+    images. None: not known, since the pack is damaged or from an older version.
     """
 
     folder: Path
@@ -79,12 +79,12 @@ class CachedPack:
 
 
 def pack_sizes(cache: Path) -> dict[Path, int]:
-    """The folders of all decoded images, and their bytes. A pack has few files, so this is quick."""
+    """The bytes of each pack, by its folder. A pack has few files, so this is quick."""
     return {path: _bytes_in(path) for path in _folders(cache) if re.fullmatch(_KEY, path.name)}
 
 
 def list_packs(cache: Path) -> list[CachedPack]:
-    """All decoded images, the last used ones first."""
+    """All packs, the last used one first."""
     found = [_describe(folder, size) for folder, size in pack_sizes(cache).items()]
     return sorted(found, key=lambda pack: pack.last_use, reverse=True)
 
@@ -110,17 +110,17 @@ def _describe(folder: Path, size: int) -> CachedPack:
 
 
 def unfinished_bytes(cache: Path) -> int:
-    """Bytes of what processes are writing, or were writing when they were killed."""
+    """Bytes of all unfinished packs, including those that a process is writing."""
     return sum(_bytes_in(path) for paths in _unfinished(cache).values() for path in paths)
 
 
 def remove_unfinished(cache: Path, key: str) -> int:
-    """Remove what killed processes left of a pack. The caller must hold its `pack_lock`. Returns the bytes."""
+    """Remove the unfinished packs of a key. The caller must hold its `pack_lock`. Returns the bytes freed."""
     return sum(_remove(path) for path in _unfinished(cache)[key])
 
 
 def remove_all_unfinished(cache: Path) -> int:
-    """Remove what killed processes left, and nothing that one is writing now. Returns the bytes."""
+    """Remove all unfinished packs that no process is writing. Returns the bytes freed."""
     freed = 0
     for key in _unfinished(cache):
         with contextlib.suppress(LockedError), lock(pack_lock(cache, key), wait=False) as alone:
@@ -129,16 +129,16 @@ def remove_all_unfinished(cache: Path) -> int:
 
 
 class Outcome(Enum):
-    """What becomes of a pack that is to be removed."""
+    """The result of `prune` for a pack."""
 
     REMOVED = "removed"
     RECENT = "recent"  # used too recently
     IN_USE = "in_use"  # read or made by a process now
-    STUCK = "stuck"  # it cannot be locked, so nobody knows whether it is used; or not be removed
+    STUCK = "stuck"  # it cannot be removed, or it cannot be locked, so it may be in use
 
 
 def prune(cache: Path, unused: float) -> dict[Outcome, list[CachedPack]]:
-    """Remove the packs that no process uses, and that none has used for `unused` seconds. Tells all packs' outcomes."""
+    """Remove the packs that no process has used for `unused` seconds. Returns all packs, by outcome."""
     now = time.time()
     packs: dict[Outcome, list[CachedPack]] = {outcome: [] for outcome in Outcome}
     for pack in list_packs(cache):
@@ -155,7 +155,7 @@ def _remove_pack(cache: Path, folder: Path) -> Outcome:
         ):
             if not (not_made and not_read):
                 return Outcome.STUCK
-            # Under another name first: a pack is whole or not there, even if this process is killed.
+            # Rename it first: a pack is complete or missing, even if this process is killed.
             doomed = folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old"))
             _remove(doomed)
             return Outcome.STUCK if doomed.exists() else Outcome.REMOVED
@@ -166,14 +166,14 @@ def _remove_pack(cache: Path, folder: Path) -> Outcome:
 
 
 def _remove(folder: Path) -> int:
-    """Remove a folder as far as that is possible. Returns the bytes."""
+    """Remove as much of a folder as possible. Returns the bytes freed."""
     before = _bytes_in(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return before - _bytes_in(folder)
 
 
 def _unfinished(cache: Path) -> defaultdict[str, list[Path]]:
-    """What is being written, or was when its process was killed, by the pack's key."""
+    """The folders of unfinished packs, by key."""
     found = defaultdict(list)
     for folder in _folders(cache):
         if match := _UNFINISHED.fullmatch(folder.name):
@@ -190,12 +190,12 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _last_change(*paths: Path) -> float:
-    """The time of the first of these that is there."""
+    """The modification time of the first path that exists, else 0."""
     return next((status.st_mtime for path in paths if (status := _status(path))), 0.0)
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """None if there is no such file, or no longer."""
+    """None if the file does not exist."""
     try:
         return path.stat()
     except OSError:

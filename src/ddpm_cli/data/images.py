@@ -38,7 +38,7 @@ __all__ = [
     "to_uint8",
 ]
 
-# What counts as an image in a folder. Contents decide how it is read; names only what is looked at.
+# Folders and archives are searched for these suffixes. The format is detected from the content.
 IMAGE_SUFFIXES = frozenset(
     (
         ".avif",
@@ -58,7 +58,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
-_TURNS = {  # by what EXIF calls the orientation
+_TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -68,7 +68,7 @@ _TURNS = {  # by what EXIF calls the orientation
     8: Image.Transpose.ROTATE_90,
 }
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of odd files would go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its messages about odd files go to stderr
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -77,17 +77,17 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> uint8, rounded to the nearest and clamped."""
+    """[-1, 1] -> uint8, rounded to the nearest integer and clamped."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def mean(images: Tensor) -> list[float]:
-    """The mean of each channel of (N, C, H, W) uint8, in [0, 255], to a hundredth."""
+    """The mean of each channel of (N, C, H, W) uint8, in [0, 255], rounded to 2 decimals."""
     return [round(value, 2) for value in images.double().mean((0, 2, 3)).tolist()]
 
 
 def check_background(color: str) -> str:
-    """Any colour name or #rrggbb that CSS knows. Raises UsageError on another."""
+    """Return a colour that is a CSS name or #rrggbb. Raises UsageError for any other."""
     try:
         ImageColor.getrgb(color)
     except ValueError:
@@ -96,9 +96,9 @@ def check_background(color: str) -> str:
 
 
 def decode(source: Path | bytes, name: str, channels: int | None = None, background: str = "white") -> Image.Image:
-    """An image file of any kind -> an upright (EXIF) "L" image for 1 channel, "RGB" for 3; None keeps what it has.
+    """An image file -> an upright image (EXIF): "L" for 1 channel, "RGB" for 3; None: as in the file.
 
-    name: what to call it in errors. Raises DataError if it is no image, is damaged, or has floating point pixels.
+    name: used in errors. Raises DataError if it is not an image, is damaged, or has floating point pixels.
     """
     try:
         with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -108,15 +108,15 @@ def decode(source: Path | bytes, name: str, channels: int | None = None, backgro
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read the header of an image file. Raises anything on what is no image."""
+    """Read the header of an image file. May raise any exception if it is not an image."""
     return Image.open(file, formats=_formats())
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """All that Pillow reads but PostScript: that is a program, which Ghostscript would run, and which need not end.
+    """All formats that Pillow reads except PostScript: Ghostscript would run it as a program, which may never end.
 
-    They are loaded at once, or threads that open their first images side by side might not see all of them.
+    All plugins are loaded here: threads that open their first images at the same time could miss some otherwise.
     """
     Image.preinit()  # the common ones come first
     Image.init()
@@ -124,7 +124,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def load(image: Image.Image, channels: int | None = None, background: str = "white") -> Image.Image:
-    """Decode the pixels of an opened image, as `decode` gives them. Raises anything on a damaged file."""
+    """Decode the pixels of an opened image, like `decode`. May raise any exception on a damaged file."""
     image.load()
     if image.mode == "P" and not image.getpalette():
         raise DataError("has no palette")  # Pillow would show it black
@@ -133,42 +133,42 @@ def load(image: Image.Image, channels: int | None = None, background: str = "whi
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF says. Pillow's own function also writes the EXIF anew, and fails on much of it."""
+    """Apply the EXIF orientation. Pillow's own function also rewrites the EXIF, which often fails."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # what is around the pixels is damaged, and they are not
+    except Exception:  # the metadata is damaged, the pixels may not be
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def disk_failed(error: Exception) -> bool:
-    """Whether an error on reading is the disk's. EINVAL is of a damaged file, in which Pillow seeks to nowhere."""
+    """Whether the disk caused a read error. EINVAL means a damaged file: Pillow seeks to an invalid offset."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def reason(error: Exception) -> str:
-    """Why an image cannot be used, in words. Pillow's plugins raise anything on a damaged file."""
+    """Why an image cannot be used, as text. Pillow's plugins may raise any exception on a damaged file."""
     match error:
         case DataError():
             return error.message
         case FileNotFoundError():
             return "no such file"
         case UnidentifiedImageError():
-            return "not an image that can be read here"
+            return "not an image in a supported format"
         case OSError() if disk_failed(error):
             return f"cannot be read ({error.strerror})"
     return f"cannot be read as an image ({error or type(error).__name__})"
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether the file holds one channel, transparency aside."""
+    """Whether the image has one channel, not counting transparency."""
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
 def flatten(image: Image.Image, channels: int, background: str = "white") -> Image.Image:
     """Any mode -> "L" for 1 channel or "RGB" for 3. 16 bits are scaled to 8; transparency shows `background`.
 
-    Raises DataError on floating point pixels, whose range no file says.
+    Raises DataError on floating point pixels, since no file gives their range.
     """
     if image.mode == "F":
         raise DataError("floating point pixels are not supported")
@@ -181,10 +181,10 @@ def flatten(image: Image.Image, channels: int, background: str = "white") -> Ima
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits of gray, in mode "I" -> "L", or "LA" if one of the grays is transparent. 65535 is white."""
+    """16-bit gray, in mode "I" -> "L", or "LA" if one gray value is transparent. 65535 is white."""
     gray = image.point(lambda v: v * (1 / 257) + 0.5).convert("L")
     clear = gray.info.pop("transparency", None)
-    if clear is not None:  # of 16 bits too
+    if clear is not None:  # a 16-bit value too
         above = image.point(lambda v: v * 1 - clear).convert("L")
         below = image.point(lambda v: v * -1 + clear).convert("L")
         gray.putalpha(ImageChops.add(above, below).point(lambda v: 255 * (v > 0)))
@@ -212,7 +212,7 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def planes(image: Image.Image) -> bytes:
-    """The pixels of an image as (C, H, W), in bytes."""
+    """The pixels of an image as (C, H, W) bytes."""
     return b"".join(band.tobytes() for band in image.split())
 
 

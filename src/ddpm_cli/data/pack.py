@@ -1,8 +1,8 @@
 """Training images: checked, decoded once into a pack of uint8 pixels on disk, gathered in batches.
 
-A pack is a folder in the cache, named after a hash of what was asked for: index.json, and shards of raw (C, H, W)
-images one after another. Each image of a batch is read from its place, so an epoch costs no decoding, memory does not
-grow with the images, and any batch of a run can be had again from its number alone.
+A pack is a folder in the cache, named by a hash of its images and settings: index.json, and shards of raw (C, H, W)
+images one after another. Each image of a batch is read at its offset, so an epoch needs no decoding, memory does not
+grow with the number of images, and a resumed run can read any batch.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ __all__ = ["Pack", "open_pack"]
 
 _PACK_VERSION = 3
 _SHARD_BYTES = 2 * 2**30
-_BLOCK_BYTES = 2**18  # pixels that are written, and summed in 64 bits, at once
-_PIXEL_BYTES = 16  # that decoding takes for each pixel of the file; measured: 9 to 16, by the kind of the image
-_PIXELS = 2**28  # decoded at once where the system does not tell how much memory is free
+_BLOCK_BYTES = 2**18  # pixels that are written, and summed as int64, at once
+_PIXEL_BYTES = 16  # of memory to decode a pixel; measured: 9 to 16, depending on the type of the image
+_PIXELS = 2**28  # decoded at once if the free memory is not known
 
 
 class Pack:
-    """Decoded images on disk. Several processes may read one, and each image is read when it is asked for.
+    """Decoded images on disk, read on demand. Several processes may read the same pack.
 
-    fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, 0..255. left_out: (file,
-    reason) of those that could not be decoded, printable. unread: the names of those that the disk did not give.
-    Raises OSError, ValueError, KeyError or TypeError if it is damaged.
+    fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, in [0, 255]. left_out:
+    (file, reason) of files that could not be decoded, printable. unread: names of files that the disk failed to read.
+    Raises OSError, ValueError, KeyError or TypeError if the pack is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._handles: list[int] = []
         weakref.finalize(self, _close, self._handles)
-        self._handles.append(open_shared(folder / INDEX))  # so that nobody removes the pack while it is used
+        self._handles.append(open_shared(folder / INDEX))  # locked, so that the pack is not removed
         index = json.loads((folder / INDEX).read_text())
         self.fingerprint: str = index["pixels"]
         self.mean: list[float] = [float(value) for value in index["mean"]]
@@ -69,7 +69,7 @@ class Pack:
             self._shards.append(os.open(folder / _shard_name(len(self._shards)), os.O_RDONLY))
             self._handles.append(self._shards[-1])
             if os.fstat(self._shards[-1]).st_size != min(self._per_shard, self.count - first) * self._size:
-                raise ValueError("a shard has not the size that it was written with")
+                raise ValueError("a shard has the wrong size")
         _record_use(self._handles[0])
 
     def __len__(self) -> int:
@@ -82,17 +82,17 @@ class Pack:
         room = memoryview(pixels)
         for i, (shard, start) in enumerate(self._places(indices)):
             if os.preadv(shard, [room[i * size : (i + 1) * size]], start) != size:
-                raise OSError(errno.EIO, "a shard of the decoded images was cut short", str(self.folder))
+                raise OSError(errno.EIO, "a shard of the decoded images is truncated", str(self.folder))
         return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *self.shape)
 
     def prefetch(self, indices: Tensor) -> None:
-        """Have the system read the images of a later batch, while this one is trained on. indices: (B,) int64."""
+        """Ask the system to read the images of a later batch in the background. indices: (B,) int64."""
         if hasattr(os, "posix_fadvise"):
             for shard, start in self._places(indices):
                 os.posix_fadvise(shard, start, self._size, os.POSIX_FADV_WILLNEED)
 
     def _places(self, indices: Tensor) -> Iterator[tuple[int, int]]:
-        """The shard and the byte at which each image starts."""
+        """The file descriptor of the shard and the byte offset of each image."""
         for index in indices.tolist():
             shard, place = divmod(index, self._per_shard)
             yield self._shards[shard], place * self._size
@@ -100,13 +100,13 @@ class Pack:
 
 def _close(handles: list[int]) -> None:
     for index in handles[:1]:
-        _record_use(index)  # a run may have taken weeks
+        _record_use(index)  # again, since a run may have taken weeks
     for handle in handles:
         os.close(handle)
 
 
 def _record_use(index: int) -> None:
-    """Give a pack's index the time of now, if the disk lets us: `ddpm cache` removes what was not used for long."""
+    """Set the modification time of a pack's index to now, if possible. It is the last use that `ddpm cache` shows."""
     with contextlib.suppress(OSError):
         os.utime(index)
 
@@ -120,12 +120,12 @@ def _shard_name(i: int) -> str:
 
 
 def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgress = silent) -> Pack:
-    """The pack of these images under these settings: from the cache, or decoded now.
+    """Open the pack of these images and settings from the cache, or decode the images into a new one.
 
-    Files that cannot be decoded are left out and remembered. Another process that makes the same pack is waited for.
+    Files that cannot be decoded are left out and recorded. If another process is making the same pack, this waits.
     Raises DataError if no image is left.
     """
-    what = replace(config, images="", flip=False).to_dict()  # neither changes a pixel of the pack
+    what = replace(config, images="", flip=False).to_dict()  # neither changes the pixels
     key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
     folder = pack_folder(cache, key)
     if pack := _made_already(source, folder):
@@ -134,45 +134,45 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     with lock(pack_lock(cache, key)) as alone:
         if pack := _made_already(source, folder):
             return pack
-        if alone:  # what is half-made now is a killed process's
+        if alone:  # so unfinished packs are from killed processes
             remove_unfinished(cache, key)
         _write_pack(source, config, folder, progress)
         return Pack(folder)
 
 
 def _made_already(source: Source, folder: Path) -> Pack | None:
-    """The pack that is there, if it is whole, and the disk still does not give the files that it had to leave out."""
+    """The pack, if it is complete and the files that the disk failed to read still cannot be read."""
     try:
         pack = Pack(folder)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there yet, or cut short by a full disk
+        return None  # missing, or damaged by a full disk
     if pack.unread:
         source.scan()
     return None if any(_readable(source, name) for name in pack.unread) else pack
 
 
 def _readable(source: Source, name: str) -> bool:
-    """Whether a file that could not be read once can be now: a disk came back, permissions were mended."""
+    """Whether a file that could not be read before can be read now, after a mount or a change of permissions."""
     try:
         with source.open(name) as file:
             file.read(1)
     except OSError:
         return False
-    except Exception:  # it is there, and damaged: its own fault now, to be said
+    except Exception:  # the disk can read it, but it is damaged: decode again to record why
         return True
     return True
 
 
 class _Failure(NamedTuple):
-    """Why a file was left out, and whether the disk was at fault and not the file."""
+    """Why a file was left out. unread: whether the disk failed to read it."""
 
     reason: str
     unread: bool
 
 
 def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnProgress) -> None:
-    """Decode everything into a folder that gets its name when it is complete."""
-    # A file of some kilobytes may unfold into gigabytes, in every thread: they share one half of the free memory.
+    """Decode all images into a folder, which gets its final name when it is complete."""
+    # A file of some kilobytes may decode to gigabytes, in every thread. All threads share half of the free memory.
     free = free_memory()
     budget = Budget(_PIXELS if free is None else free // 2 // _PIXEL_BYTES)
 
@@ -181,7 +181,7 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnPr
             with source.open(name) as file, images.open_image(file) as image, budget.spend(math.prod(image.size)):
                 pixels = images.load(image, config.channels, config.background)
                 return images.planes(images.fit(pixels, config.size, config.fit, config.background))
-        except Exception as error:  # Pillow's plugins, zipfile and what it unpacks with raise anything
+        except Exception as error:  # Pillow's plugins, zipfile and decompressors may raise any exception
             return _Failure(printable(images.reason(error)), images.disk_failed(error))
 
     source.scan(progress)
@@ -211,7 +211,7 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnPr
 
 
 class _Shards:
-    """Writes images one after another into files of _SHARD_BYTES, and reckons what the index says of them."""
+    """Writes images one after another into files of at most _SHARD_BYTES, and computes their index."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.count = 0
@@ -246,14 +246,14 @@ class _Shards:
         return self._shape[1] * self._shape[2]
 
     def close(self) -> None:
-        """End a shard."""
+        """Finish the current shard."""
         self._flush()
         if self._file:
             self._file.close()
         self._file = None
 
     def index(self) -> dict[str, object]:
-        """What `Pack` reads."""
+        """The fields of index.json that describe the pixels."""
         mean = (self._sums / (self.count * self._numel_of_plane)).tolist()
         values = {"count": self.count, "shape": self._shape, "per_shard": self._per_shard}
         return values | {"pixels": self._pixels.hexdigest(), "mean": mean}

@@ -1,4 +1,4 @@
-"""Pictures made of several images: grids, labelled strips, animations; and the files that hold them."""
+"""Pictures made of several images: grids, labelled strips, animations; and their file formats."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ANIMATION_SUFFIXES = (".gif", ".webp")
 
 _PAD = 2  # pixels between the tiles of a grid or strip
 _LABEL = 12  # pixels, the smallest size of the labels' font
-_TILE = 64  # pixels; smaller images are enlarged to about this in labelled strips, where labels need the room
+_TILE = 64  # pixels; in labelled strips, smaller images are enlarged to about this, so that labels fit
 
 
 def grid(images: Tensor) -> Image.Image:
-    """(N, C, H, W) uint8 -> one picture, row by row, as square as it gets."""
+    """(N, C, H, W) uint8 -> one picture, row by row, as square as possible."""
     tiles = [to_pil(image) for image in images]
     columns = math.ceil(math.sqrt(len(tiles)))
     return _sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
@@ -38,7 +38,7 @@ def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[st
 
 
 def _enlarge(image: Image.Image, scale: int) -> Image.Image:
-    """Nearest neighbours, so that every pixel of the original stays visible."""
+    """Enlarge by nearest neighbour, so that every pixel of the original stays visible."""
     return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
@@ -75,7 +75,7 @@ def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
 
 
 def animate(frames: Sequence[Image.Image], suffix: str) -> bytes:
-    """Encode pictures of one size as an endless GIF or WebP, 12 a second, the last one held for 2 seconds."""
+    """Encode pictures of one size as a looping GIF or WebP: 80 ms for each, 2 s for the last one."""
     buffer = io.BytesIO()
     durations = [80] * (len(frames) - 1) + [2000]
     kind = "GIF" if suffix.lower() == ".gif" else "WEBP"
@@ -86,8 +86,8 @@ def animate(frames: Sequence[Image.Image], suffix: str) -> bytes:
 def npz_bytes(images: Iterable[Tensor], count: int) -> bytes:
     """Batches of (B, C, H, W) uint8, `count` images in all -> NumPy's .npz with one (N, H, W, C) array `arr_0`.
 
-    That is the layout of the field's evaluation scripts (improved-diffusion's). The batches are written one by one, so
-    that they need not fit into memory together.
+    Evaluation scripts, such as improved-diffusion's, read this layout. The batches are written one by one, so that
+    they need not fit into memory together.
     """
     buffer = io.BytesIO()
     archive = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)

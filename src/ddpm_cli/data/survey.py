@@ -1,4 +1,4 @@
-"""What the headers of the images say, before anything is decoded."""
+"""Reads the headers of the images, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Survey", "survey", "without_warnings"]
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Pillow warns of odd files, once for each; what matters about them is in the report."""
+    """Suppress Pillow's warnings about odd files. Files that cannot be used are reported anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -26,11 +26,11 @@ def without_warnings() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of the images say, for choosing the size and the channels of a model."""
+    """Facts from the headers of the images, for choosing the size and the channels of a model."""
 
     files: int  # that could be images
-    readable: int  # whose header makes sense
-    gray: int  # of those, with one channel
+    readable: int  # with a valid header
+    gray: int  # of the readable ones, with one channel
     median_side: int  # pixels, of the shorter sides
     square_side: int | None  # pixels, if all images are squares of this one size
 
@@ -41,19 +41,19 @@ class Survey:
 
 
 def survey(source: Source, progress: OnProgress = silent) -> Survey:
-    """Read the header of every image. Raises DataError if none makes sense."""
+    """Read the header of every image. Raises DataError if none is valid."""
 
     def header(name: str) -> tuple[int, int, bool] | None:
         try:
             with source.open(name) as file, images.open_image(file) as image:
                 return *image.size, images.is_gray(image)
-        except Exception:  # Pillow's plugins raise anything on a damaged file
+        except Exception:  # Pillow's plugins may raise any exception on a damaged file
             return None
 
     source.scan(progress)
     total = len(source.names)
     gray = 0
-    squares: Counter[int | None] = Counter()  # by their sides; None for what is no square
+    squares: Counter[int | None] = Counter()  # by side; None: not square
     sides: Counter[int] = Counter()
     with without_warnings():
         for done, found in enumerate(in_threads(header, source.names), 1):
@@ -62,7 +62,7 @@ def survey(source: Source, progress: OnProgress = silent) -> Survey:
                 gray += is_gray
                 sides[min(width, height)] += 1
                 squares[width if width == height else None] += 1
-            progress("looking at images", done, total)
+            progress("reading image headers", done, total)
     if not sides:
         raise DataError(f"{source.path}: none of its {total} image files can be read")
     return Survey(
@@ -75,7 +75,7 @@ def survey(source: Source, progress: OnProgress = silent) -> Survey:
 
 
 def _median(counts: Counter[int]) -> int:
-    """The number in the middle; of two, the smaller one."""
+    """The median; of two middle values, the smaller one."""
     below = 0
     for value in sorted(counts):
         below += counts[value]

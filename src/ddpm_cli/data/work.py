@@ -15,15 +15,15 @@ __all__ = ["Budget", "OnProgress", "in_threads", "silent"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-OnProgress = Callable[[str, int, int | None], None]  # what, done, total if that is known
+OnProgress = Callable[[str, int, int | None], None]  # the kind of work, items done, all items or None
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """Progress that nobody watches."""
+    """Show no progress."""
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """`map` in threads, in order, never far ahead of the consumer. Pillow decodes outside the interpreter's lock."""
+    """`map` in threads, in order, never far ahead of the consumer. Pillow releases the GIL while it decodes."""
     workers = usable_cpus()
     with ThreadPoolExecutor(workers) as pool:
         pending: list[Future[_Result]] = []
@@ -38,9 +38,9 @@ def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iter
 
 
 class Budget:
-    """How much of something several threads may use at once. Whoever needs more than the whole gets the whole, alone.
+    """Limits how much of a resource threads use at once. A thread that needs more than the limit runs alone.
 
-    A thread that holds a part must not ask for more: it might wait for itself.
+    A thread that holds a part must not ask for more: it might deadlock.
     """
 
     def __init__(self, whole: int) -> None:
@@ -49,10 +49,10 @@ class Budget:
 
     @contextlib.contextmanager
     def spend(self, amount: int) -> Iterator[None]:
-        """Wait until this much is left, and take it for the block.
+        """Wait until this amount is free, and hold it during the block.
 
-        A thread that needs little may overtake one that needs much. In `in_threads` only a few can, since nothing new
-        begins far ahead of the oldest.
+        A thread that needs little may overtake one that needs much. In `in_threads` only a few can, since it starts no
+        item far ahead of the oldest one.
         """
         amount = min(amount, self._whole)
         with self._returned:

@@ -60,7 +60,7 @@ class Request:
     stdin. folder: the run's; None is runs/<name of the images>.
     data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
     start_from: the address of a model to fine-tune.
-    resume: continue the run if it exists. force: rename an existing run and start anew; with resume, accept other
+    resume: continue the run if it exists. force: rename an existing run and start over; with resume, accept other
     images. strict: raise an error for images that cannot be used, instead of leaving them out.
     """
 
@@ -438,7 +438,7 @@ class _Opening:
                 self._warn(f"{newer.name} is damaged and was renamed; continuing from {path.name}")
             return fingerprint
         raise ModelError(
-            f"{self.folder}: none of its checkpoints can be read", "--force starts anew, and keeps the old run."
+            f"{self.folder}: none of its checkpoints can be read", "--force starts over, and keeps the old run."
         )
 
     def make_folder(self, config: RunConfig, resuming: bool) -> None:
@@ -485,7 +485,7 @@ def _config_of(run: Path) -> RunConfig:
 
 def _taken(run: Path) -> DDPMError:
     return DDPMError(
-        f"{run}: a run exists already", "Continue it: --resume. Start another: -o RUN. Start anew: --force."
+        f"{run}: a run exists already", "Continue it: --resume. Start another: -o RUN. Start over: --force."
     )
 
 

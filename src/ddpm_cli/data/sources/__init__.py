@@ -1,7 +1,7 @@
-"""Where training images come from: folders, .zip and .tar archives, lists of paths, image files, data sets of the Hub.
+"""Sources of training images: folders, .zip and .tar archives, lists of paths, image files, data sets on the Hub.
 
-A source knows the names of its files and can open them, from several threads at a time. It keeps nothing else for each
-image, so that a million of them need little memory.
+A source has the names of its files and opens them, from several threads at a time. It stores little else per image, so
+a million images need little memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ddpm_cli.hub_address import parse_name
 
 __all__ = ["Listed", "Source", "is_stream", "list_bytes", "name_of", "open_source", "open_sources", "read_stream"]
 
-_FEW = 3  # names that are put together to one
+_FEW = 3  # the most names that `name_of` joins
 
 
 def open_sources(paths: Sequence[str | Listed], cache: Path, progress: OnProgress = silent) -> Source:
-    """The images that one or several paths or addresses mean, in their order; see `open_source`."""
+    """Open one or several paths or addresses as one source, in their order; see `open_source`."""
     sources: list[Source] = []
     for are_images, group in groupby(paths, _is_image_file):
         if are_images:
@@ -40,9 +40,9 @@ def open_sources(paths: Sequence[str | Listed], cache: Path, progress: OnProgres
 
 
 def name_of(paths: Sequence[str]) -> str:
-    """What images are called: their folder's name, a file's without its suffix, a data set's; several are joined.
+    """A name for images: of their folder, of the file without its suffix, or of the data set; several are joined.
 
-    Of paths alone: the images may be gone.
+    No file is read, so the images may be missing.
     """
     if len(paths) == 1 and _has_image_suffix(paths[0]):
         return Path(paths[0]).stem
@@ -62,7 +62,7 @@ def _name_of(path: str) -> str:
 
 
 def _is_image_file(path: str | Listed) -> bool:
-    """Whether a path is of one image, by its name: there may be thousands of them, so none is opened."""
+    """Whether a path is one image, by its suffix: there may be thousands of them, so none is opened."""
     return isinstance(path, str) and _has_image_suffix(path) and Path(path).is_file()
 
 
@@ -71,11 +71,11 @@ def _has_image_suffix(path: str) -> bool:
 
 
 def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = silent) -> Source:
-    """The images that a path or an address means, by what is there and not by its name.
+    """Open the images at a path or an address. The type is detected from the content, not from the name.
 
-    path: a folder, with those below it; a .zip; a .tar, compressed or not; a list of paths, from its own folder on; an
-    image file; a list that was read; or hf://org/name[@revision], a data set on the Hub. cache: a folder for what must
-    be unpacked. Raises DataError if there is no such thing, or nothing in it that could be an image.
+    path: a folder, with its subfolders; a .zip; a .tar, compressed or not; a list of paths, relative to its folder; an
+    image file; a list that was already read; or hf://org/name[@revision], a data set on the Hub. cache: a folder for
+    unpacked archives. Raises DataError if the path does not exist or contains no image files.
     """
     if isinstance(path, Listed):
         return in_stream(path, progress)
@@ -100,7 +100,7 @@ def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = s
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     raise DataError(
-        f"{path}: neither a folder, nor a .zip, a .tar, an image or a list of paths",
+        f"{path}: not a folder, a .zip, a .tar, an image or a list of paths",
         "Give the folder that holds your images.",
     )
 
@@ -115,5 +115,5 @@ def _begins_as_image(path: Path) -> bool:
     try:
         with images.open_image(path):
             return True
-    except Exception:  # Pillow's plugins raise anything on what is no image
+    except Exception:  # Pillow's plugins may raise any exception if it is not an image
         return False

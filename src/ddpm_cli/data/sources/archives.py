@@ -1,4 +1,4 @@
-"""Images in an archive: a .zip, or a .tar, compressed or not. They are read where they lie."""
+"""Images in an archive: a .zip, or a .tar, compressed or not."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Tar", "Zip", "is_tar"]
 def is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # what it is packed with raises its own
+    except Exception:  # decompressors raise their own exceptions
         return False
 
 
 class _Slice(io.RawIOBase):
-    """A part of an open file, with a position of its own, so that threads may read side by side."""
+    """A part of an open file with its own position, so that several threads can read the file."""
 
     def __init__(self, handle: int, start: int, size: int) -> None:
         self._handle, self._start, self._size, self._at = handle, start, size, 0
@@ -55,7 +55,7 @@ class _Slice(io.RawIOBase):
 
 
 class _Archive(Source):
-    """Files in one file, found by a row of numbers for each: in memory they are as small as that."""
+    """Files in an archive. To save memory, it stores only the name and a row of integers for each."""
 
     def __init__(self, path: str, where: Path) -> None:
         super().__init__(path, str(where.resolve()))
@@ -64,7 +64,7 @@ class _Archive(Source):
         self._numbers = array("Q")
 
     def _keep(self, file: IO[bytes], members: dict[str, tuple[int, ...]]) -> None:
-        """Remember where the members are, and hold on to the file."""
+        """Store the names and integers of the members, and keep the file open."""
         self.names = sorted(members)
         self.require_names()
         for name in self.names:
@@ -82,7 +82,7 @@ class _Archive(Source):
 
 
 class Zip(_Archive):
-    """ZipFile keeps a kilobyte for each member; this keeps six numbers, and lets ZipExtFile do the work."""
+    """A .zip. It stores six integers per member, where ZipFile needs a kilobyte, and reads with ZipExtFile."""
 
     _FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
@@ -98,7 +98,7 @@ class Zip(_Archive):
                 self._keep(file, members)
         except DataError:
             raise
-        except Exception as error:  # zipfile raises anything on a damaged file
+        except Exception as error:  # zipfile may raise any exception on a damaged file
             raise DataError(f"{path}: damaged ({error})") from None
         digest = hashlib.sha256()
         for name in self.names:
@@ -112,7 +112,7 @@ class Zip(_Archive):
             raise DataError("is encrypted")
         header = os.pread(self._handle, 30, offset)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise DataError("is damaged: it does not begin where the archive says")
+            raise DataError("is damaged: the archive has a wrong offset for it")
         info = zipfile.ZipInfo(name)
         info.compress_type, info.compress_size, info.file_size, info.CRC = method, packed, size, crc
         start = offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -121,9 +121,9 @@ class Zip(_Archive):
 
 
 class Tar(_Archive):
-    """A .tar, read where it lies; a compressed one is unpacked first, into a file without a name.
+    """A .tar. A compressed one is first unpacked into an unnamed temporary file, which the system removes at exit.
 
-    That file is gone with the process. The key is the archive's, so that where there is a pack already nothing is read.
+    The key is made of the archive's path, size and time: if its images are in the cache, the archive is not read.
     """
 
     def __init__(self, path: str, where: Path, cache: Path) -> None:
@@ -146,7 +146,7 @@ class Tar(_Archive):
                 with tarfile.open(fileobj=file) as archive:
                     plain = archive.fileobj is file
                     while member := archive.next():
-                        archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                        archive.members.clear()  # type: ignore[attr-defined]  # else it would store all of them
                         name = posixpath.normpath(member.name)
                         progress("looking for images", file.tell(), self._size(file))
                         if not could_be_image(name) or member.isdir():
@@ -155,7 +155,7 @@ class Tar(_Archive):
                             beside = "" if member.islnk() else posixpath.dirname(name)
                             links[name] = posixpath.normpath(posixpath.join(beside, member.linkname))
                         elif not member.isreg() or member.issparse():
-                            self.left_out.append((printable(name), "not an ordinary file in the archive"))
+                            self.left_out.append((printable(name), "not a regular file in the archive"))
                         elif plain or member.size > LARGEST:
                             members[name] = (member.offset_data, member.size)
                         else:
@@ -164,23 +164,23 @@ class Tar(_Archive):
                             if content := archive.extractfile(member):
                                 shutil.copyfileobj(content, unpacked)
                     if plain and os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset).strip(b"\0"):
-                        raise tarfile.ReadError("bad header")  # which tarfile takes for the end
+                        raise tarfile.ReadError("bad header")  # tarfile takes it for the end
             except OSError as error:
                 if error.errno is not None:
                     raise
                 self._cut_short(error)
-            except Exception as error:  # what it is packed with raises its own
+            except Exception as error:  # decompressors raise their own exceptions
                 self._cut_short(error)
             for name, target in links.items():
                 if target in members:
                     members[name] = members[target]
                 else:
-                    self.left_out.append((printable(name), "a link to something that is not in the archive"))
+                    self.left_out.append((printable(name), "a link to a file that is not in the archive"))
             unpacked.flush()
             self._keep(file if plain else unpacked, members)
 
     def _cut_short(self, error: Exception) -> None:
-        self.left_out.append((printable(self._where.name), f"damaged; what follows in it is lost ({error})"))
+        self.left_out.append((printable(self._where.name), f"damaged; the rest of it is lost ({error})"))
 
     @staticmethod
     def _size(file: IO[bytes]) -> int:

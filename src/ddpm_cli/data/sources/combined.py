@@ -16,9 +16,9 @@ __all__ = ["Combined"]
 
 
 class Combined(Source):
-    """The images of several sources, one source after another. What is in two of them is there twice.
+    """The images of several sources, one source after another. An image in two of them is used twice.
 
-    A name begins with the path of its source, as the user gave it: cats/1.png, dogs.zip/2.png.
+    A name begins with the path of its source as the user gave it: cats/1.png, dogs.zip/2.png.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -33,14 +33,14 @@ class Combined(Source):
         self.left_out = [(f"{prefix}{name}", why) for prefix, part in self._parts for name, why in part.left_out]
 
     def open(self, name: str) -> IO[bytes]:
-        # The longest one, for a list in a folder. If it is a folder in another one, both have the same file.
+        # The longest prefix, since a list may be in a folder. If one folder is in another, both have the same file.
         fitting = ((prefix, part) for prefix, part in self._parts if name.startswith(prefix))
         prefix, part = max(fitting, key=lambda fits: len(fits[0]))
         return part.open(name.removeprefix(prefix))
 
 
 class _Names(Sequence[str]):
-    """Names with prefixes, which are put together when they are asked for: a million of them need no memory."""
+    """Names with prefixes, which are joined on access to save memory."""
 
     def __init__(self, parts: Sequence[tuple[str, Sequence[str]]]) -> None:
         self._parts = parts

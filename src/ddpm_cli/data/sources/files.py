@@ -1,4 +1,4 @@
-"""Images that are files of this machine: in a folder, named in a list, or named one by one."""
+"""Image files on this machine: in a folder, in a list, or named one by one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ddpm_cli.text import and_more, printable
 
 __all__ = ["in_folder", "in_list", "in_stream", "of_files"]
 
-_TOGETHER = 256  # files whose stamps a thread takes at once
+_TOGETHER = 256  # files that a thread checks at once
 
 
 class Files(Source):
-    """Files of this machine, by their paths from `root` on."""
+    """Files on this machine, by their paths relative to `root`."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class Files(Source):
         super().__init__(path, *addresses)
         self.names, self.left_out = names, list(left_out)
         self._root = root
-        self.there = self._stamp_all(progress)  # how many of the files are there
+        self.there = self._stamp_all(progress)  # how many of the files exist
 
     def _stamp_all(self, progress: OnProgress) -> int:
-        """Compute the key from the names, sizes and times. Returns how many of the files are there."""
+        """Compute the key from names, sizes and modification times. Returns how many of the files exist."""
         digest = hashlib.sha256(repr(self.left_out).encode())
         there = done = 0
         parts = (self.names[i : i + _TOGETHER] for i in range(0, len(self.names), _TOGETHER))
@@ -54,7 +54,7 @@ class Files(Source):
         try:
             status = (self._root / name).stat()
             return name, f"{status.st_size}-{status.st_mtime_ns}"
-        except (OSError, ValueError):  # a dangling link, a name that cannot be: named as left out when it is opened
+        except (OSError, ValueError):  # a dangling link or an invalid name: left out when it is opened
             return name, "missing"
 
     def open(self, name: str) -> IO[bytes]:
@@ -62,7 +62,7 @@ class Files(Source):
 
 
 def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
-    """A folder and those below it, links to folders too; but nothing hidden, and no runs of `ddpm train`."""
+    """A folder, its subfolders and linked folders, without hidden files and runs of `ddpm train`."""
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
     visited = set()
@@ -73,9 +73,9 @@ def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
         try:
             status = (root / folder).stat()
             is_run = (root / folder / "metrics.jsonl").is_file() and (root / folder / "config.json").is_file()
-            if (status.st_dev, status.st_ino) in visited or is_run:  # a run has previews in it, for `ddpm train .`
+            if (status.st_dev, status.st_ino) in visited or is_run:  # a run contains previews, see `ddpm train .`
                 continue
-            visited.add((status.st_dev, status.st_ino))  # links may go round in circles
+            visited.add((status.st_dev, status.st_ino))  # links may form a cycle
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     if entry.name.startswith((".", "__MACOSX")):
@@ -87,7 +87,7 @@ def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
                         if len(names) % _TOGETHER == 0:
                             progress("looking for images", len(names), None)
         except OSError as error:
-            left_out.append((printable(folder or "."), f"cannot be looked into ({error.strerror})"))
+            left_out.append((printable(folder or "."), f"cannot be read ({error.strerror})"))
         folders += sorted(below, reverse=True)
     source = Files(path, [str(root.resolve())], root, sorted(names), left_out, progress)
     source.require_names()
@@ -102,13 +102,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def in_list(path: str, where: Path, progress: OnProgress) -> Source:
-    """The files that a list names, from its own folder on."""
+    """The files in a list. Relative paths start at the folder of the list."""
     names = parse_list(where.read_bytes())
     return _require_some(Files(path, [str(where.resolve())], where.parent, names, progress=progress))
 
 
 def in_stream(listed: Listed, progress: OnProgress) -> Source:
-    """The files that were named in a list which can be read only once."""
+    """The files in a list that can be read only once."""
     source = _require_some(Files(listed.path, [listed.address], Path("/"), listed.names, progress=progress))
     source.prefix = ""
     return source
@@ -123,11 +123,11 @@ def of_files(paths: Sequence[str], progress: OnProgress) -> Source:
 
 
 def _require_some(source: Files) -> Files:
-    """Raises DataError if none of the files is there: then it is no list, or has another folder in mind."""
+    """Raises DataError if none of the files exists: it is not a list, or its paths start at another folder."""
     if not source.there:
         example = f", for example {printable(source.names[0][:200])}" if source.names else ""
         raise DataError(
-            f"{source.path}: none of the {len(source.names)} files that it lists is there{example}",
-            "A list has a path a line. Relative paths start at the list's folder, or in a pipe at the current folder.",
+            f"{source.path}: none of the {len(source.names)} files that it lists exists{example}",
+            "A list has one path per line. Relative paths start at its folder, or in a pipe at the current folder.",
         )
     return source

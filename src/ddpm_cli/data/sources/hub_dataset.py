@@ -1,4 +1,4 @@
-"""Images of a data set on the Hugging Face Hub, through the library `datasets` (an extra)."""
+"""Images in a data set on the Hugging Face Hub, through the library `datasets` (an extra)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["HubDataset", "parse_address"]
 
 
 class HubDataset(Source):
-    """The first column of images of a data set on the Hub, in its split `train` if it has one, else in the first.
+    """The first column of images in a data set on the Hub, from the split `train` if there is one, else from the first.
 
-    The library `datasets` downloads it, and keeps it in its own cache as files that are mapped into memory.
+    The library `datasets` downloads it and keeps it in its own cache, as memory-mapped files.
     """
 
     def __init__(self, address: str, progress: OnProgress) -> None:
@@ -29,21 +29,21 @@ class HubDataset(Source):
             datasets: Any = importlib.import_module("datasets")
         except ImportError:
             raise DataError(
-                f"{address}: data sets of the Hub need the library datasets", "pip install 'ddpm-cli[datasets]'"
+                f"{address}: data sets on the Hub need the library datasets", "pip install 'ddpm-cli[datasets]'"
             ) from None
         progress(f"fetching {name}", 0, None)
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         try:
             splits = datasets.load_dataset(name, revision=revision)
-        except Exception as error:  # of its own, of the network, of the formats that it reads
+        except Exception as error:  # from the library, the network or the file format
             reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
-            raise DataError(f"{address}: cannot be had ({reason})", "Is it there, and may you read it?") from None
+            raise DataError(f"{address}: cannot be loaded ({reason})", "Does it exist, and may you read it?") from None
         split = "train" if "train" in splits else next(iter(splits))
         rows = splits[split]
         column = next((key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
         if column is None:
-            raise DataError(f"{address}: has no column of images (but {', '.join(rows.features)})")
+            raise DataError(f"{address}: has no column of images (only {', '.join(rows.features)})")
         self.key = f"{address} {split} {column} {rows._fingerprint}"
         self._rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self._column = column
@@ -55,7 +55,7 @@ class HubDataset(Source):
         if image is None:
             raise DataError("there is no image in this row")
         if image["bytes"] is None:
-            return open_file(Path(image["path"]))  # whoever wrote the table chose the path
+            return open_file(Path(image["path"]))  # the table may contain any path
         check_size(len(image["bytes"]))
         return io.BytesIO(image["bytes"])
 

@@ -1,4 +1,4 @@
-"""Lists of paths: what is in one, and lists that come through a pipe."""
+"""Lists of paths, in files and from pipes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _HINT = "Did the command before the pipe fail?"
 
 
 def could_be_list(file: Path) -> bool:
-    """Whether a file may be a list: it is text, or paths with a NUL after each, of which the first one is there."""
+    """Whether a file may be a list: it has no NULs, or paths that end with a NUL, of which the first one exists."""
     with file.open("rb") as opened:
         first, *more = opened.read(2**16).split(b"\0", 1)
-    return not more or os.path.isfile(file.parent / os.fsdecode(first))  # noqa: PTH113  any bytes may be asked for
+    return not more or os.path.isfile(file.parent / os.fsdecode(first))  # noqa: PTH113  the path may be any bytes
 
 
 def parse_list(data: bytes) -> list[str]:
-    """The paths in a list: one a line, or with a NUL after each, as `find -print0` writes them.
+    """The paths in a list: one per line, or with a NUL after each, as `find -print0` writes them.
 
-    In lines, spaces around a path do not count, nor do lines that are empty or begin with #, which are for people. With
-    NULs a path may have any characters.
+    In lines, spaces around a path are ignored, and so are empty lines and lines that begin with #. With NULs, a path
+    may have any characters.
     """
     if b"\0" in data:
         return [os.fsdecode(path) for path in data.split(b"\0") if path]
@@ -38,16 +38,16 @@ def parse_list(data: bytes) -> list[str]:
 
 
 def list_bytes(paths: Sequence[str]) -> bytes:
-    """A list that `parse_list` reads: with a path a line, if that can be."""
+    """A list that `parse_list` reads: one path per line if possible, else with NULs."""
     lines = "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape")
     return lines if parse_list(lines) == list(paths) else b"".join(os.fsencode(path) + b"\0" for path in paths)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Files of this machine that a list named which can be read only once.
+    """The contents of a list that can be read only once.
 
-    path: what to call the list. names: absolute paths. address: of a file that will hold the list.
+    path: the list's name in messages. names: absolute paths. address: of a file that will hold the list.
     """
 
     path: str
@@ -56,7 +56,7 @@ class Listed:
 
 
 def is_stream(path: str) -> bool:
-    """Whether a path means a list that can be read only once: - for stdin, a FIFO, or a pipe in /dev/fd."""
+    """Whether a path is a list that can be read only once: - for stdin, a FIFO, or a pipe in /dev/fd."""
     try:
         return path == STDIN or stat.S_ISFIFO(Path(path).stat().st_mode)
     except (OSError, ValueError):

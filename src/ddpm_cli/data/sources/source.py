@@ -1,4 +1,4 @@
-"""What every source of images is: names in a fixed order, and files to open."""
+"""The interface of a source of images: names in a fixed order, and files to open."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ddpm_cli.errors import DataError
 
 __all__ = ["LARGEST", "Source", "check_size", "could_be_image", "open_file"]
 
-LARGEST = 2**30  # bytes of a file; those with more than Pillow's largest image are no images
+LARGEST = 2**30  # bytes of a file; larger ones are left out
 
 
 class Source:
     """Image files in a fixed order.
 
-    path: as the user gave it. addresses: find it again from anywhere. key: changes when a file does. names: of the
-    files, after `scan`. left_out: (name, reason) of what could not be looked into, after `scan`.
-    prefix: what a name begins with where there are several sources.
+    path: as the user gave it. addresses: find the images from any folder. key: changes if a file does. names: of
+    the files, after `scan`. left_out: (name, reason) of folders and members that could not be read, after `scan`.
+    prefix: of the names if there are several sources.
     """
 
     def __init__(self, path: str, *addresses: str) -> None:
@@ -36,8 +36,8 @@ class Source:
         """Find the names, if they are not known yet. Raises DataError if there are none."""
 
     def open(self, name: str) -> IO[bytes]:
-        """One of the files, for reading. Raises OSError with an errno if the disk does not give it; DataError, or what
-        zipfile and its kin raise, if the fault is the file's own."""
+        """Open a file for reading. Raises OSError with an errno if the disk fails; DataError, or any exception of
+        zipfile and decompressors, if the file is damaged."""
         raise NotImplementedError
 
     def require_names(self) -> None:
@@ -48,7 +48,7 @@ class Source:
 
 
 def could_be_image(name: str) -> bool:
-    """Whether a name in an archive is one to look at: an image's, and not hidden."""
+    """Whether a member of an archive may be an image, by its name: it has an image suffix and is not hidden."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
     return not hidden and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
@@ -61,9 +61,9 @@ def check_size(size: int) -> None:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file of this machine that may be an image. Raises OSError, and DataError if it cannot be one."""
+    """Open a file on this machine that may be an image. Raises OSError, and DataError if it cannot be one."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would never answer, and /dev/zero never end
+    if not stat.S_ISREG(status.st_mode):  # a pipe may block, and /dev/zero never ends
         raise DataError("not a file but a folder, pipe or device")
     check_size(status.st_size)
     return path.open("rb")
