@@ -90,7 +90,7 @@ def test_tensors_of_another_network_are_named(cli, digits, name, parameter, valu
     assert code == 0, err
     assert f"Note: {path}: " in err
     assert said in err
-    assert "going on from step-00000002" in err
+    assert "continuing from step-00000002" in err
 
 
 @pytest.mark.parametrize("damage", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.name)])
@@ -105,8 +105,8 @@ def test_a_preview_that_cannot_be_read_costs_no_checkpoint(cli, digits, damage):
 def test_a_preview_that_cannot_be_written_is_no_stop(cli, digits):
     (RUN / "samples" / "step-00000005.png").mkdir()
     code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "5", "--precision", "fp32")
-    assert (code, "step-00000005.png: cannot be written (is a folder); training goes on" in err) == (0, True), err
-    assert "left out, to stop soon" not in err
+    assert (code, "step-00000005.png: cannot be written (is a folder); training continues" in err) == (0, True), err
+    assert "to stop sooner" not in err
 
 
 def test_every_kth_checkpoint_stays(cli, digits):

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-# The files of a checkpoint that training goes on from.
+# The files of a checkpoint that training resumes from.
 RAW, OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
 _STATE, _HASHES = "training/state.json", "training/hashes.json"
 EMA = f"unet/{WEIGHTS}.safetensors"
