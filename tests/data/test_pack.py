@@ -1,6 +1,8 @@
 """Packs: from a folder of any files to batches of pixels."""
 
 import io
+import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -148,6 +150,45 @@ def test_a_damaged_pack_is_made_again(digits, tmp_path):
         damage()
         again = pack_of(digits, tmp_path)
         assert (len(again), again.fingerprint) == (60, good.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [1, 8]},
+        {"shape": [1, 14, 56]},
+        {"shape": "x"},
+        {"mean": [float("nan")]},
+        {"mean": []},
+        {"count": 59},
+        {"count": -1},
+        {"per_shard": 0},
+        {"pixels": "x"},
+        {"left_out": [["a.png"]]},
+        {"left_out": [["\x1b[31m.png", "is red"]]},
+        {"unread": [[1]]},
+        {"mean": None},
+        {"new": 1},
+    ],
+)
+def test_a_pack_with_a_wrong_index_is_made_again(digits, tmp_path, change):
+    index = pack_of(digits, tmp_path).folder / "index.json"
+    good = json.loads(index.read_text())
+    index.write_text(json.dumps(good | change))
+    again = pack_of(digits, tmp_path)
+    assert json.loads(index.read_text()) == good
+    assert (len(again), again.shape, again.mean) == (60, (1, 28, 28), good["mean"])
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-00000.u8"])
+def test_a_pack_that_is_odd_is_made_again(digits, tmp_path, name):
+    """Neither deep nesting nor a pipe ends or stops the program."""
+    folder = pack_of(digits, tmp_path).folder
+    (folder / name).write_text("[" * 100_000)
+    assert len(pack_of(digits, tmp_path)) == 60
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert len(pack_of(digits, tmp_path)) == 60
 
 
 def test_a_file_that_comes_back_is_used(digits, tmp_path):

@@ -87,7 +87,7 @@ def test_only_packs_that_were_not_used_for_long_are_removed(digits):
 
 def test_a_pack_in_use_is_kept(digits):
     folder = make(digits)
-    first, second = Pack(folder), Pack(folder)
+    first, second = Pack(folder, (1, 8, 8)), Pack(folder, (1, 8, 8))
     assert names(prune(CACHE, 0)) == {"in_use": {folder.name}}
     del first
     assert names(prune(CACHE, 0)) == {"in_use": {folder.name}}
@@ -154,4 +154,4 @@ def test_without_locks_nothing_is_removed(digits, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     assert names(prune(CACHE, 0)) == {Outcome.STUCK.value: {folder.name}}
-    assert len(Pack(folder)) == 60
+    assert len(Pack(folder, (1, 8, 8))) == 60
