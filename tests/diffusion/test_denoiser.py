@@ -83,6 +83,16 @@ def test_few_steps_have_the_small_variance():
     assert learned.subsequence([0, 10, 500]).config.variance_type == "learned_range"
 
 
+def test_few_steps_do_not_have_the_learned_variance_of_a_single_step():
+    network, x_t = lambda x_t, t: torch.cat([x_t, torch.full_like(x_t, 1e-6)], 1), torch.zeros(2, 1, 2, 2)
+    learned = Denoiser.from_config(network, ScheduleConfig(variance_type="learned"))
+    few = learned.subsequence([0, 10, 500])
+    assert few(x_t, 2).log_variance == few.schedule.log_variance(2, x_t, large=False)
+    assert torch.equal(few(x_t, 2).output, x_t)
+    whole = learned.subsequence(range(501))
+    torch.testing.assert_close(whole(x_t, 2).log_variance.exp(), torch.full_like(x_t, 1e-6))
+
+
 def test_equation_7_after_15_is_equation_11():
     x_t, eps = draw(4, 3, 4, 4), draw(4, 3, 4, 4, seed=1)
     t = torch.tensor([0, 1, 500, 999])
