@@ -92,7 +92,8 @@ def in_tensors(data: bytes, draw: Random) -> tuple[str, bytes]:
     header, tensors = json.loads(data[8 : 8 + length]), data[8 + length :]
     name = draw.choice([name for name in header if name != "__metadata__"])
     entry = header[name]
-    match draw.randrange(9):
+    about = header.get("__metadata__", {}).get("ddpm")
+    match draw.randrange(9 if about is None else 14):
         case 0:
             wrong = draw.choice([0, 1, length - 1, length + 1, length + 8, 2**31, 2**40, 2**63, 2**64 - 1])
             return f"length {wrong}", struct.pack("<Q", wrong) + data[8:]
@@ -120,11 +121,13 @@ def in_tensors(data: bytes, draw: Random) -> tuple[str, bytes]:
             new = draw.choice(["\x1b[31m", "\x9b31m", "a\nb", "\u202e", "", "x" * 5000, "conv_in", "a.attentions.b"])
             header[new] = header.pop(name)
             what = f"rename {name} to {new[:9]!r}"
-        case _:  # values that no network has
+        case 8:  # values that no network has
             begin, end = entry["data_offsets"]
             odd = draw.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\0" * 4, b"\1\0\0\0"])
             tensors = tensors[:begin] + odd * ((end - begin) // 4) + tensors[end:]
             what = f"{name}: filled with {odd!r}"
+        case _:
+            what, header["__metadata__"]["ddpm"] = in_json(about, draw)
     packed = json.dumps(header).encode()
     if draw.random() < 0.2:
         more, text = in_json(json.dumps(header), draw)

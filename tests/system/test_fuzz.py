@@ -1,5 +1,5 @@
-"""Files of a run, a model and a folder of samples, damaged in thousands of ways: every command that reads them succeeds
-or ends with an error of ours, prints no control characters, and takes neither forever nor all memory.
+"""Files of a run, a model, a folder of samples and the like, damaged in thousands of ways: every command that reads
+them succeeds or ends with an error of ours, prints no control characters, and takes neither forever nor all memory.
 
     pytest -m long tests/system/test_fuzz.py
 
@@ -27,6 +27,8 @@ import pytest
 import torch
 
 import mutations
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.noised_image import Noised
 from foreign import Weights, pesser
 
 PARTS, PROCESSES, EACH = 20, 2, 100  # a part is done in a minute, or in a few on a busy machine
@@ -52,6 +54,14 @@ def _plotted(run: str) -> None:
         print(curves.text(chart))
 
 
+def _traced(noised: str) -> None:
+    """What `ddpm denoise-trace` makes of a file. Pipes and devices are good inputs, but these here never end."""
+    from ddpm_cli.cli import app
+
+    if Path(noised).is_file():
+        app.main(["denoise-trace", noised, "-m", "model", "-o", "trace.png", "--force"])
+
+
 SAMPLE = ("sample", "--n", 3, "--steps", 1)
 TRAIN = ("train", "images", "-o", "run", "--resume", "--precision", "fp32")
 # What reads the files in each folder; functions are called, the rest goes to the command line.
@@ -73,12 +83,16 @@ READERS: dict[str, list[tuple[object, ...]]] = {
     ],
     "samples": [(*SAMPLE, "-m", "model", "-o", "samples/"), (*SAMPLE, "-m", "model", "-o", "samples/", "--force")],
     "foreign": [("convert", "foreign/model.ckpt", "-o", "converted")],
+    "cache": [("cache",), ("cache", "--json"), (*TRAIN, "--steps", 5)],
+    "noised": [(_traced, "noised/x_t.safetensors")],
 }
+SHARES = [6, 6, 1, 1, 2, 2]
 
 
 @pytest.fixture
 def base(cli, digits, quick_run, tmp_path) -> Path:
-    """A run, a model with a card, a folder of samples, and weights of another program: all small and undamaged."""
+    """A run, a model with a card, a folder of samples, weights of another program, decoded images and a noised image:
+    all small and undamaged."""
     base = tmp_path / "base"
     shutil.copytree(quick_run, base / "run")
     shutil.copytree(quick_run.parent / "cache", base / "cache")
@@ -90,6 +104,9 @@ def base(cli, digits, quick_run, tmp_path) -> Path:
     weights = Weights()
     pesser(weights, torch.zeros(1, 3, 16, 16), torch.tensor([1]), 32, (1,), 1, {16})
     torch.save(dict(weights), base / "foreign" / "model.ckpt")
+    (base / "noised").mkdir()
+    noised = Noised.make(torch.zeros(1, 1, 8, 8), 2, 0, ScheduleConfig(4), lambda: torch.ones(1, 1, 8, 8))
+    (base / "noised" / "x_t.safetensors").write_bytes(noised.to_bytes())
     shutil.copytree(digits, base / "images")
     return base
 
@@ -138,7 +155,7 @@ def _try_all(base: Path, numbers: list[int]) -> None:
 
 def _damage(draw: random.Random) -> tuple[str, list[tuple[object, ...]]]:
     """Do it. Returns it in words, and what reads the files that it hit."""
-    top = draw.choices(list(READERS), [6, 6, 1, 1])[0]
+    top = draw.choices(list(READERS), SHARES)[0]
     if top == "model" and draw.random() < 0.5:
         Path("model/ddpm.json").unlink()  # then the card tells how it was trained
     below = sorted(path for path in Path(top).rglob("*") if not path.is_symlink())
