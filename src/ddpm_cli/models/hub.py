@@ -17,7 +17,8 @@ from ddpm_cli.hub_address import parse_name, parse_url
 from ddpm_cli.models.card import CARD
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
 from ddpm_cli.models.recipe import RECIPE
-from ddpm_cli.models.runs import checkpoints, is_run, newest_run
+from ddpm_cli.models.runs import checkpoints, newest_run
+from ddpm_cli.run_folder import CHECKPOINTS, is_run
 
 __all__ = ["Located", "check_token", "resolve", "status_of"]
 
@@ -75,7 +76,7 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
 def _on_disk(path: Path) -> Located:
     if path.is_file():
         return _beside(path)
-    if found := checkpoints(path) or (path.name == "checkpoints" and checkpoints(path.parent)):
+    if found := checkpoints(path) or (path.name == CHECKPOINTS and checkpoints(path.parent)):
         path = found[-1]
     elif is_run(path):
         raise ModelError(
@@ -85,7 +86,7 @@ def _on_disk(path: Path) -> Located:
         return _located(path, ModelFiles.in_folder(path).require_weights())
     except ModelError as error:
         hint = error.hint or "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
-        if runs := [found.parent for found in path.glob("*/checkpoints")]:
+        if runs := [found.parent for found in path.glob(f"*/{CHECKPOINTS}")]:
             hint = f"Did you mean {runs[0]}?"
         raise ModelError(f"{path}: {error.message}", hint) from None
 
