@@ -62,7 +62,7 @@ def test_the_bound_of_a_wrong_eps_is_equation_12():
     torch.testing.assert_close(bound_term(PAPER, x_0, x_t, t, mean, log_variance), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_the_loss_is_the_error_of_what_is_predicted(kind):
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     off = 0.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
-__all__ = ["Denoiser", "Network", "Prediction", "clip_x_0"]
+__all__ = ["Denoiser", "Prediction"]
 
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
 
