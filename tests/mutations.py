@@ -1,4 +1,4 @@
-"""Damage that files suffer, and that somebody may do to them: each is drawn from a generator, so it comes again."""
+"""Damage to files, by accident or on purpose. It is drawn from a generator, so it can be repeated."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _places(value: Any) -> Any:
 
 
 def in_tensors(data: bytes, draw: Random) -> tuple[str, bytes]:
-    """The header of a safetensors file says something else: of types, shapes, places, or of its own length."""
+    """The header of a safetensors file has other types, shapes, places, or another length of itself."""
     (length,) = struct.unpack("<Q", data[:8])
     header, tensors = json.loads(data[8 : 8 + length]), data[8 + length :]
     name = draw.choice([name for name in header if name != "__metadata__"])
@@ -140,7 +140,7 @@ def _linked(target: str) -> Callable[[Path], None]:
 
 
 def _endless(path: Path) -> None:
-    """A device without an end: one of its own for whoever may make one, since he might also replace /dev/zero."""
+    """A device without an end. Users who may make one get their own, since they could also replace /dev/zero."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
     except PermissionError:

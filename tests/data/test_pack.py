@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from conftest import DIGITS
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data import images
 from ddpm_cli.data.batches import Batches
+from ddpm_cli.data.cache import pack_lock
 from ddpm_cli.data.pack import open_pack
 from ddpm_cli.data.sources import open_source
 from ddpm_cli.data.survey import survey
 from ddpm_cli.errors import DataError
+from ddpm_cli.files import lock
+from processes import GUARD
 
 
 def source_of(path):
@@ -39,6 +43,31 @@ def test_pixels_of_a_pack_are_those_of_the_files(digits, tmp_path):
     expected = torch.stack([images.from_pil(Image.open(digits / name)) for name in names])
     assert torch.equal(pack[torch.arange(60)], expected)
     assert torch.equal(pack[torch.tensor([7, 7, 3])], expected[[7, 7, 3]])
+
+
+def test_waiting_for_another_run_is_reported(digits, tmp_path):
+    reports = []
+    busy = threading.Event()
+
+    def report(what, done, total):
+        reports.append(what)
+        if "waiting" in what:
+            busy.set()
+
+    def decode():
+        open_pack(source_of(digits), DataConfig(images="", size=28, channels=1), tmp_path, report)
+
+    decode()
+    assert not busy.is_set()
+    (pack,) = (tmp_path / "packs").iterdir()
+    shutil.rmtree(pack)
+    with lock(pack_lock(tmp_path, pack.name)):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        assert busy.wait(GUARD)
+    thread.join()
+    assert pack.is_dir()
+    assert reports.count("waiting for another run that decodes these images") == 1
 
 
 def test_a_zip_gives_the_same_pack_as_a_folder(digits, tmp_path):

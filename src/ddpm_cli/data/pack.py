@@ -30,7 +30,7 @@ from ddpm_cli.data.cache import INDEX, pack_folder, pack_lock, remove_unfinished
 from ddpm_cli.data.sources.source import Source
 from ddpm_cli.data.survey import without_warnings
 from ddpm_cli.data.work import Budget, OnProgress, in_threads, silent
-from ddpm_cli.errors import DataError, ModelError
+from ddpm_cli.errors import DataError, LockedError, ModelError
 from ddpm_cli.files import lock, new_directory, open_shared, read_config, require_regular
 from ddpm_cli.machine import free_memory
 from ddpm_cli.text import and_more, printable
@@ -160,14 +160,25 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     shape = (config.channels, config.size, config.size)
     if pack := _made_already(source, folder, shape):
         return pack
-    progress("waiting for another run that decodes these images", 0, None)
-    with lock(pack_lock(cache, key)) as alone:
+    with _lock(pack_lock(cache, key), progress) as alone:
         if pack := _made_already(source, folder, shape):
             return pack
         if alone:  # so unfinished packs are from killed processes
             remove_unfinished(cache, key)
         _write_pack(source, config, folder, progress)
         return Pack(folder, shape)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: OnProgress) -> Iterator[bool]:
+    """Hold a lock as in `files.lock`, and report it if another process has it."""
+    with contextlib.ExitStack() as held:
+        try:
+            alone = held.enter_context(lock(path, wait=False))
+        except LockedError:
+            progress("waiting for another run that decodes these images", 0, None)
+            alone = held.enter_context(lock(path))
+        yield alone
 
 
 def _made_already(source: Source, folder: Path, shape: tuple[int, int, int]) -> Pack | None:
