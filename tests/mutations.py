@@ -1,4 +1,4 @@
-"""Damage that files suffer, and that somebody may do to them: each is drawn from a generator, so it comes again."""
+"""Damage to files, by accident or on purpose. It is drawn from a generator, so it can be repeated."""
 
 from __future__ import annotations
 
@@ -87,12 +87,13 @@ def _places(value: Any) -> Any:
 
 
 def in_tensors(data: bytes, draw: Random) -> tuple[str, bytes]:
-    """The header of a safetensors file says something else: of types, shapes, places, or of its own length."""
+    """The header of a safetensors file has other types, shapes, places, or another length of itself."""
     (length,) = struct.unpack("<Q", data[:8])
     header, tensors = json.loads(data[8 : 8 + length]), data[8 + length :]
     name = draw.choice([name for name in header if name != "__metadata__"])
     entry = header[name]
-    match draw.randrange(9):
+    about = header.get("__metadata__", {}).get("ddpm")
+    match draw.randrange(9 if about is None else 14):
         case 0:
             wrong = draw.choice([0, 1, length - 1, length + 1, length + 8, 2**31, 2**40, 2**63, 2**64 - 1])
             return f"length {wrong}", struct.pack("<Q", wrong) + data[8:]
@@ -120,11 +121,13 @@ def in_tensors(data: bytes, draw: Random) -> tuple[str, bytes]:
             new = draw.choice(["\x1b[31m", "\x9b31m", "a\nb", "\u202e", "", "x" * 5000, "conv_in", "a.attentions.b"])
             header[new] = header.pop(name)
             what = f"rename {name} to {new[:9]!r}"
-        case _:  # values that no network has
+        case 8:  # values that no network has
             begin, end = entry["data_offsets"]
             odd = draw.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\0" * 4, b"\1\0\0\0"])
             tensors = tensors[:begin] + odd * ((end - begin) // 4) + tensors[end:]
             what = f"{name}: filled with {odd!r}"
+        case _:
+            what, header["__metadata__"]["ddpm"] = in_json(about, draw)
     packed = json.dumps(header).encode()
     if draw.random() < 0.2:
         more, text = in_json(json.dumps(header), draw)
@@ -137,7 +140,7 @@ def _linked(target: str) -> Callable[[Path], None]:
 
 
 def _endless(path: Path) -> None:
-    """A device without an end: one of its own for whoever may make one, since he might also replace /dev/zero."""
+    """A device without an end. Users who may make one get their own, since they could also replace /dev/zero."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
     except PermissionError:

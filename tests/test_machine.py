@@ -81,3 +81,18 @@ def test_memory(groups):
     assert machine.free_memory() == 500_000
     groups("0::/", {"memory.max": "max"})
     assert machine.total_memory() == total
+
+
+def test_memory_of_older_control_groups(groups):
+    groups("0::/", {})
+    total, free = machine.total_memory(), machine.free_memory()
+    if total is None or free is None:
+        pytest.skip("this system does not report its memory")
+    limit = {"limit_in_bytes": "1000000", "usage_in_bytes": "700000", "stat": "cache 9\ntotal_inactive_file 200000"}
+    groups("5:memory:/job\n4:cpu,cpuacct:/job", {f"memory/job/memory.{name}": text for name, text in limit.items()})
+    assert machine.total_memory() == 1_000_000
+    assert machine.free_memory() == 500_000
+    none = {"limit_in_bytes": "9223372036854771712", "usage_in_bytes": "700000"}
+    groups("5:memory:/free", {f"memory/free/memory.{name}": text for name, text in none.items()})
+    assert machine.total_memory() == total
+    assert machine.free_memory() > 500_000

@@ -200,8 +200,9 @@ def open_shared(path: Path) -> int:
     """Open a file for reading, and keep `lock` from it until the handle is closed. Returns the handle.
 
     Waits while the file is locked. Where the file system has no locks, the file is only opened. Raises OSError if it is
-    not there, or was removed or replaced while its lock was waited for.
+    not a regular file, or was removed or replaced while its lock was waited for.
     """
+    require_regular(path)
     handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -44,19 +44,31 @@ def free_memory() -> int | None:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY and key in used_of:
             own.append(limit - used_of[key] * 1024)
-    for group in _control_groups():
-        most, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
-        if most is not None and used is not None:
-            cache = next((size for key, size in _pairs(group / "memory.stat") if key == "inactive_file"), 0)
-            shared.append(most - used + cache)  # the kernel frees cached files when memory is needed
+    shared += [free for _, free in _memory_limits()]
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
     return min((*own, *(size // neighbours for size in shared if size is not None)), default=None)
 
 
 def total_memory() -> int | None:
     """Bytes of memory of the machine, at most the limit of its containers; None if not known."""
-    sizes = [_in_meminfo("MemTotal:"), *(_number(group / "memory.max") for group in _control_groups())]
+    sizes = [_in_meminfo("MemTotal:"), *(limit for limit, _ in _memory_limits())]
     return min((size for size in sizes if size is not None), default=None)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """The limit of each control group that has one, and the part of it that is free, in bytes.
+
+    Version 1 always has a limit: a huge one, far above the memory of the machine, means none.
+    """
+    for controller, names, cached in (
+        ("", ("max", "current"), "inactive_file"),
+        ("memory", ("limit_in_bytes", "usage_in_bytes"), "total_inactive_file"),
+    ):
+        for group in _control_groups(controller):
+            limit, used = (_number(group / f"memory.{name}") for name in names)
+            if limit is not None and used is not None:
+                cache = next((size for key, size in _pairs(group / "memory.stat") if key == cached), 0)
+                yield limit, limit - used + cache  # the kernel frees cached files when memory is needed
 
 
 def _control_groups(controller: str = "") -> Iterator[Path]:

@@ -38,7 +38,7 @@ def edit(path: Path, **values: object) -> None:
 
 @pytest.fixture
 def run(quick_run) -> Path:
-    """A run with odd texts wherever it may have texts, in a folder with an odd name."""
+    """A run with odd text in every place that may have text, in a folder with an odd name."""
     run = Path(shutil.copytree(quick_run, NAME))
     edit(run / "config.json", preset=ODD, version=ODD, base=ODD)
     with (run / "metrics.jsonl").open("a") as file:
@@ -75,17 +75,17 @@ def test_a_run(printed, run, digits):
     Path("images").mkdir()
     shutil.copy(next(digits.rglob("*.png")), f"images/{NAME}.png")
     (Path("images") / f"bad{NAME}.png").touch()
-    code, said = printed("train", "images", "-o", run, "--resume", "--steps", 6)
-    assert (code, "none of its checkpoints can be read" in said) == (1, True)  # their hashes are others
+    code, shown = printed("train", "images", "-o", run, "--resume", "--steps", 6)
+    assert (code, "none of its checkpoints can be read" in shown) == (1, True)  # their hashes differ
     shutil.rmtree(run / "checkpoints")
-    code, said = printed("train", "images", "-o", run, "--resume", "--steps", 1, "--force")
-    assert (code, r"\x1b[31m" in said) == (1, True)  # the model that it started from is nowhere
+    code, shown = printed("train", "images", "-o", run, "--resume", "--steps", 1, "--force")
+    assert (code, r"\x1b[31m" in shown) == (1, True)  # the model that it started from is nowhere
     edit(run / "config.json", base=None)
     assert printed("train", "images", "-o", run, "--resume", "--steps", 1, "--force", "--json")[0] == 0
 
 
 def test_a_terminal(in_a_terminal, run, model):
-    """Its colours and its bars are ours."""
+    """Only the colours and bars of ddpm itself are printed."""
     code, seen = in_a_terminal("plot", run)
     assert (code, r"\x1b[31m\x07" in seen) == (0, True)
     seen += in_a_terminal("sample", "-m", model, "--n", 1, "--steps", 1)[1] + in_a_terminal("info", f"x{NAME}")[1]
@@ -96,8 +96,8 @@ def test_a_terminal(in_a_terminal, run, model):
 
 def test_a_model(printed, model, digits):
     for more in ((), ("--json",)):
-        code, said = printed("info", model, *more)
-        assert (code, r"\x1b[31m" in said or r"\u001b[31m" in said) == (0, True)
+        code, shown = printed("info", model, *more)
+        assert (code, r"\x1b[31m" in shown or r"\u001b[31m" in shown) == (0, True)
     assert printed("sample", "-m", model, "--n", 1, "--steps", 1, "-o", f"grid{NAME}.png", "--json")[0] == 0
     for _ in range(2):
         assert printed("sample", "-m", model, "--n", 1, "--steps", 1, "-o", f"folder{NAME}/")[0] == 0
@@ -160,8 +160,8 @@ def test_the_hub(printed, model, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with hub_server.serve() as server:
         server.repos["me/there"] = hub_server.Repo({"README.md": b"", "\x1b[31m\x9b": b"", "a\nb": b""})
-        code, said = printed("push", model, "me/there", "--yes")
-        assert (code, r"stay too: \x1b[31m\x9b, a\nb" in said) == (0, True), said
+        code, shown = printed("push", model, "me/there", "--yes")
+        assert (code, r"stay too: \x1b[31m\x9b, a\nb" in shown) == (0, True), shown
         assert server.commits == [f"{model.name} from ddpm".encode("unicode_escape").decode()]
         assert printed("info", "me/there")[0] == 0
         monkeypatch.setattr(hub_server.Handler, "information", refuse)
@@ -176,9 +176,9 @@ def refuse(self, name, rest):
 
 
 def test_json_is_json(printed, small_model):
-    """DEL is the one control character that JSON may hold as it is."""
-    code, said = printed("sample", "-m", small_model, "--n", 1, "--steps", 1, "-o", "a\x7f.png", "--json", "-q")
-    assert (code, json.loads(said)["output"]) == (0, "a\x7f.png")
+    """DEL is the only control character that JSON may contain unescaped."""
+    code, shown = printed("sample", "-m", small_model, "--n", 1, "--steps", 1, "-o", "a\x7f.png", "--json", "-q")
+    assert (code, json.loads(shown)["output"]) == (0, "a\x7f.png")
 
 
 def test_a_picture_of_a_run_with_an_odd_name(cli, run):

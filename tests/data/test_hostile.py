@@ -396,7 +396,7 @@ def test_a_run_trains_on_good_files_and_names_the_others(ddpm, corpus, tmp_path)
     assert not Path("ran").exists()
     assert_left_out(Path("run/left_out.txt").read_text().splitlines(), EVERY_BAD)
     (folder,) = Path("cache/packs").iterdir()
-    assert_holds(Pack(folder), EVERY_GOOD, EVERY_BAD)
+    assert_holds(Pack(folder, (3, SIDE, SIDE)), EVERY_GOOD, EVERY_BAD)
 
 
 def test_strict_refuses(cli, corpus):

@@ -1,7 +1,10 @@
 """Packs: from a folder of any files to batches of pixels."""
 
 import io
+import json
+import os
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -13,10 +16,13 @@ from conftest import DIGITS
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data import images
 from ddpm_cli.data.batches import Batches
+from ddpm_cli.data.cache import pack_lock
 from ddpm_cli.data.pack import open_pack
 from ddpm_cli.data.sources import open_source
 from ddpm_cli.data.survey import survey
 from ddpm_cli.errors import DataError
+from ddpm_cli.files import lock
+from processes import GUARD
 
 
 def source_of(path):
@@ -37,6 +43,31 @@ def test_pixels_of_a_pack_are_those_of_the_files(digits, tmp_path):
     expected = torch.stack([images.from_pil(Image.open(digits / name)) for name in names])
     assert torch.equal(pack[torch.arange(60)], expected)
     assert torch.equal(pack[torch.tensor([7, 7, 3])], expected[[7, 7, 3]])
+
+
+def test_waiting_for_another_run_is_reported(digits, tmp_path):
+    reports = []
+    busy = threading.Event()
+
+    def report(what, done, total):
+        reports.append(what)
+        if "waiting" in what:
+            busy.set()
+
+    def decode():
+        open_pack(source_of(digits), DataConfig(images="", size=28, channels=1), tmp_path, report)
+
+    decode()
+    assert not busy.is_set()
+    (pack,) = (tmp_path / "packs").iterdir()
+    shutil.rmtree(pack)
+    with lock(pack_lock(tmp_path, pack.name)):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        assert busy.wait(GUARD)
+    thread.join()
+    assert pack.is_dir()
+    assert reports.count("waiting for another run that decodes these images") == 1
 
 
 def test_a_zip_gives_the_same_pack_as_a_folder(digits, tmp_path):
@@ -148,6 +179,45 @@ def test_a_damaged_pack_is_made_again(digits, tmp_path):
         damage()
         again = pack_of(digits, tmp_path)
         assert (len(again), again.fingerprint) == (60, good.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [1, 8]},
+        {"shape": [1, 14, 56]},
+        {"shape": "x"},
+        {"mean": [float("nan")]},
+        {"mean": []},
+        {"count": 59},
+        {"count": -1},
+        {"per_shard": 0},
+        {"pixels": "x"},
+        {"left_out": [["a.png"]]},
+        {"left_out": [["\x1b[31m.png", "is red"]]},
+        {"unread": [[1]]},
+        {"mean": None},
+        {"new": 1},
+    ],
+)
+def test_a_pack_with_a_wrong_index_is_made_again(digits, tmp_path, change):
+    index = pack_of(digits, tmp_path).folder / "index.json"
+    good = json.loads(index.read_text())
+    index.write_text(json.dumps(good | change))
+    again = pack_of(digits, tmp_path)
+    assert json.loads(index.read_text()) == good
+    assert (len(again), again.shape, again.mean) == (60, (1, 28, 28), good["mean"])
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-00000.u8"])
+def test_a_pack_that_is_odd_is_made_again(digits, tmp_path, name):
+    """Neither deep nesting nor a pipe ends or stops the program."""
+    folder = pack_of(digits, tmp_path).folder
+    (folder / name).write_text("[" * 100_000)
+    assert len(pack_of(digits, tmp_path)) == 60
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert len(pack_of(digits, tmp_path)) == 60
 
 
 def test_a_file_that_comes_back_is_used(digits, tmp_path):

@@ -1,5 +1,6 @@
 """The cache of decoded images: its list, and what `prune` removes."""
 
+import fcntl
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ from ddpm_cli.data.cache import INDEX, Outcome, list_packs, pack_lock, prune, re
 from ddpm_cli.data.pack import Pack, open_pack
 from ddpm_cli.data.sources import open_source
 from ddpm_cli.files import lock
+from processes import GUARD
 
 CACHE = Path("cache")
 DAY = 86_400
@@ -87,7 +89,7 @@ def test_only_packs_that_were_not_used_for_long_are_removed(digits):
 
 def test_a_pack_in_use_is_kept(digits):
     folder = make(digits)
-    first, second = Pack(folder), Pack(folder)
+    first, second = Pack(folder, (1, 8, 8)), Pack(folder, (1, 8, 8))
     assert names(prune(CACHE, 0)) == {"in_use": {folder.name}}
     del first
     assert names(prune(CACHE, 0)) == {"in_use": {folder.name}}
@@ -128,18 +130,31 @@ def test_nothing_else_is_removed(digits, tmp_path):
     assert (elsewhere / INDEX).is_file()
 
 
-def test_a_pack_that_is_removed_while_a_process_opens_it_is_made_again(digits):
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_pack_that_is_removed_while_a_process_opens_it_is_opened_again(digits, monkeypatch, replaced):
+    """It is made again, by this process or by another one, and this process locks the new pack."""
     folder = make(digits)
+    again = shutil.copytree(folder, "again")
     source = open_source(digits, CACHE)
     opened: list[Pack] = []
+    waits, flock = threading.Event(), fcntl.flock
 
     def work() -> None:
         opened.append(open_pack(source, DataConfig(images="", size=8, channels=1), CACHE))
 
+    def observed(handle: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH:  # of the index: it is open, and locked by the other thread
+            waits.set()
+        flock(handle, operation)
+
     with lock(pack_lock(CACHE, folder.name)), lock(folder / INDEX):
+        monkeypatch.setattr("fcntl.flock", observed)
         thread = threading.Thread(target=work)
         thread.start()
+        assert waits.wait(GUARD)
         shutil.rmtree(folder.rename(folder.with_name("removed")))
+        if replaced:
+            Path(again).rename(folder)
     thread.join()
     assert len(opened[0]) == 60
     assert (folder / INDEX).is_file()
@@ -154,4 +169,4 @@ def test_without_locks_nothing_is_removed(digits, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     assert names(prune(CACHE, 0)) == {Outcome.STUCK.value: {folder.name}}
-    assert len(Pack(folder)) == 60
+    assert len(Pack(folder, (1, 8, 8))) == 60

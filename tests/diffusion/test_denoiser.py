@@ -23,7 +23,7 @@ def constant(output, **config) -> Denoiser:
 
 
 @pytest.mark.parametrize("t", [0, 500, 999, torch.tensor([0, 5, 999])])
-@pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_targets_give_back_the_image_and_the_noise(kind, t):
     """For every prediction type, the target converts back to the x_0 and eps that it was computed from."""
     x_0, eps = draw(3, 1, 4, 4).clamp(-1, 1), draw(3, 1, 4, 4, seed=1)
@@ -81,6 +81,16 @@ def test_few_steps_have_the_small_variance():
     assert large.subsequence(range(501)).config.variance_type == "fixed_large"  # no step is left out
     learned = Denoiser.from_config(lambda x_t, t: x_t, ScheduleConfig(variance_type="learned_range"))
     assert learned.subsequence([0, 10, 500]).config.variance_type == "learned_range"
+
+
+def test_few_steps_do_not_have_the_learned_variance_of_a_single_step():
+    network, x_t = lambda x_t, t: torch.cat([x_t, torch.full_like(x_t, 1e-6)], 1), torch.zeros(2, 1, 2, 2)
+    learned = Denoiser.from_config(network, ScheduleConfig(variance_type="learned"))
+    few = learned.subsequence([0, 10, 500])
+    assert few(x_t, 2).log_variance == few.schedule.log_variance(2, x_t, large=False)
+    assert torch.equal(few(x_t, 2).output, x_t)
+    whole = learned.subsequence(range(501))
+    torch.testing.assert_close(whole(x_t, 2).log_variance.exp(), torch.full_like(x_t, 1e-6))
 
 
 def test_equation_7_after_15_is_equation_11():

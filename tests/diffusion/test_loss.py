@@ -62,7 +62,7 @@ def test_the_bound_of_a_wrong_eps_is_equation_12():
     torch.testing.assert_close(bound_term(PAPER, x_0, x_t, t, mean, log_variance), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ScheduleConfig.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_the_loss_is_the_error_of_what_is_predicted(kind):
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     off = 0.0
@@ -88,11 +88,11 @@ def test_the_bound_trains_only_the_variance():
 def test_learning_the_variance_finds_the_right_one():
     """For a network that sees x_0 the best variance is the posterior's, -1 in learned_range."""
     x_0, eps, t = pixels(8, 1, 4, 4), draw(8, 1, 4, 4), torch.full((8,), 3)
-    says = torch.zeros(8, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    denoiser = Denoiser.from_config(lambda x, t: torch.cat([eps, says], 1), LEARNED)
-    optimizer = torch.optim.Adam([says], lr=0.05)
+    values = torch.zeros(8, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    denoiser = Denoiser.from_config(lambda x, t: torch.cat([eps, values], 1), LEARNED)
+    optimizer = torch.optim.Adam([values], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
         training_loss(denoiser, x_0, t, eps).mean().backward()
         optimizer.step()
-    assert says.mean().item() == pytest.approx(-1, abs=0.05)
+    assert values.mean().item() == pytest.approx(-1, abs=0.05)

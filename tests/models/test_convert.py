@@ -87,7 +87,7 @@ def test_improved_diffusion_with_plain_settings(cli):
 
 
 def test_as_many_heads_at_every_width(cli):
-    """UNet2DModel of diffusers does not support this: a note tells it, and diffusers refuses the model."""
+    """UNet2DModel of diffusers does not support this: a note names it, and diffusers refuses the model."""
     weights, x, t = Weights(), noise(64), torch.tensor([999, 5])
     expected = openai(weights, x, t, 32, (1, 2, 3, 4), 1, {16, 8})
     code, _, err = cli("convert", saved(weights, "a.pt"), "-o", "m", *LINEAR[2:4], "--diffusion-steps", "1000")

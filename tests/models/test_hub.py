@@ -13,6 +13,7 @@ from huggingface_hub import constants
 import hub_server
 from ddpm_cli.errors import ModelError
 from ddpm_cli.models import hub
+from ddpm_cli.models.ddpm import DDPM
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -314,3 +315,13 @@ def test_a_folder_of_runs_gives_a_hint(finished_run, small_model):
     assert hub.resolve(str(finished_run / "checkpoints")).folder.name == "step-00000004"
     assert f"Did you mean {finished_run}?" in refusal(str(finished_run.parent))
     assert "address is empty" in refusal(" ")
+
+
+def test_an_empty_address_is_not_the_newest_run(cli, finished_run):
+    Path("runs").symlink_to(finished_run.parent)
+    assert hub.resolve().folder.name == "step-00000004"
+    for args in (("info", ""), ("info", "-m", "")):
+        code, _, err = cli(*args)
+        assert (code, "Error: the model's address is empty" in err) == (1, True), err
+    with pytest.raises(ModelError, match="address is empty"):
+        DDPM.from_pretrained("")

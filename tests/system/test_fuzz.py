@@ -1,11 +1,11 @@
-"""Files of a run, a model and a folder of samples, damaged in thousands of ways: every command that reads them succeeds
-or ends with an error of ours, prints no control characters, and takes neither forever nor all memory.
+"""Files of a run, a model, a folder of samples and the like, damaged in thousands of ways: every command that reads
+them succeeds or ends with an error of ours, and prints no control characters. None hangs or uses up the memory.
 
     pytest -m long tests/system/test_fuzz.py
 
 tries 4,000 of them in about fifteen minutes on two cores. Number N is always the same; to try it alone, put it into
-AGAIN. It runs as whoever runs the tests, and no damage leads to a file or a device outside the test's own folder, save
-for a link to /dev/zero where devices cannot be made, and so not be replaced either.
+AGAIN. No damage leads to a file or a device outside the test's own folder, except for a link to /dev/zero. This link
+is only made by users who may not make devices, and they cannot replace /dev/zero either.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import pytest
 import torch
 
 import mutations
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.noised_image import Noised
 from foreign import Weights, pesser
 
 PARTS, PROCESSES, EACH = 20, 2, 100  # a part is done in a minute, or in a few on a busy machine
@@ -52,6 +54,14 @@ def _plotted(run: str) -> None:
         print(curves.text(chart))
 
 
+def _traced(noised: str) -> None:
+    """What `ddpm denoise-trace` makes of a file. Pipes and devices are good inputs, but these here never end."""
+    from ddpm_cli.cli import app
+
+    if Path(noised).is_file():
+        app.main(["denoise-trace", noised, "-m", "model", "-o", "trace.png", "--force"])
+
+
 SAMPLE = ("sample", "--n", 3, "--steps", 1)
 TRAIN = ("train", "images", "-o", "run", "--resume", "--precision", "fp32")
 # What reads the files in each folder; functions are called, the rest goes to the command line.
@@ -73,12 +83,16 @@ READERS: dict[str, list[tuple[object, ...]]] = {
     ],
     "samples": [(*SAMPLE, "-m", "model", "-o", "samples/"), (*SAMPLE, "-m", "model", "-o", "samples/", "--force")],
     "foreign": [("convert", "foreign/model.ckpt", "-o", "converted")],
+    "cache": [("cache",), ("cache", "--json"), (*TRAIN, "--steps", 5)],
+    "noised": [(_traced, "noised/x_t.safetensors")],
 }
+SHARES = [6, 6, 1, 1, 2, 2]
 
 
 @pytest.fixture
 def base(cli, digits, quick_run, tmp_path) -> Path:
-    """A run, a model with a card, a folder of samples, and weights of another program: all small and undamaged."""
+    """A run, a model with a card, a folder of samples, weights of another program, decoded images and a noised image:
+    all small and undamaged."""
     base = tmp_path / "base"
     shutil.copytree(quick_run, base / "run")
     shutil.copytree(quick_run.parent / "cache", base / "cache")
@@ -90,6 +104,9 @@ def base(cli, digits, quick_run, tmp_path) -> Path:
     weights = Weights()
     pesser(weights, torch.zeros(1, 3, 16, 16), torch.tensor([1]), 32, (1,), 1, {16})
     torch.save(dict(weights), base / "foreign" / "model.ckpt")
+    (base / "noised").mkdir()
+    noised = Noised.make(torch.zeros(1, 1, 8, 8), 2, 0, ScheduleConfig(4), lambda: torch.ones(1, 1, 8, 8))
+    (base / "noised" / "x_t.safetensors").write_bytes(noised.to_bytes())
     shutil.copytree(digits, base / "images")
     return base
 
@@ -110,7 +127,7 @@ def test_damaged_files_cost_only_what_they_hold(start, base, part):
 
 
 def _try_all(base: Path, numbers: list[int]) -> None:
-    """Print each damage before it is tried, on stdout; and on stderr what is wrong with what came of it."""
+    """Print each damage before it is tried, on stdout; and the problems that it caused, on stderr."""
     from ddpm_cli.training import rehearsal
 
     rehearsal._SECONDS = 0.0
@@ -138,17 +155,17 @@ def _try_all(base: Path, numbers: list[int]) -> None:
 
 def _damage(draw: random.Random) -> tuple[str, list[tuple[object, ...]]]:
     """Do it. Returns it in words, and what reads the files that it hit."""
-    top = draw.choices(list(READERS), [6, 6, 1, 1])[0]
+    top = draw.choices(list(READERS), SHARES)[0]
     if top == "model" and draw.random() < 0.5:
-        Path("model/ddpm.json").unlink()  # then the card tells how it was trained
+        Path("model/ddpm.json").unlink()  # then only the card describes its training
     below = sorted(path for path in Path(top).rglob("*") if not path.is_symlink())
     folders, files = ([path for path in below if path.is_dir() == wanted] for wanted in (True, False))
     if (kind := draw.random()) < 0.15:
         folder = draw.choice([Path(top), *folders])
-        said = f"{folder}: {mutations.replace(folder, draw) if kind < 0.03 else mutations.add(folder, draw)}"
+        damage = f"{folder}: {mutations.replace(folder, draw) if kind < 0.03 else mutations.add(folder, draw)}"
     else:
         hit = draw.sample(files, min(len(files), draw.choice([1, 1, 1, 2])))
-        said = " and ".join(f"{path}: {mutations.mutate(path, draw)}" for path in hit)
+        damage = " and ".join(f"{path}: {mutations.mutate(path, draw)}" for path in hit)
         for path in hit:
             sealed = [parent / "training" / "hashes.json" for parent in path.parents]
             for hashes in sealed:
@@ -157,11 +174,11 @@ def _damage(draw: random.Random) -> tuple[str, list[tuple[object, ...]]]:
     readers = READERS[top]
     if top == "run":  # the step takes longer than all the rest
         readers = [readers[0], *readers[2:]] if draw.random() < 0.8 else readers[1:]
-    return said, readers
+    return damage, readers
 
 
 def _reseal(hashes: Path) -> None:
-    """Have a checkpoint's hashes fit its files, as somebody would who edits them."""
+    """Make a checkpoint's hashes fit its files, as a user who edits them could."""
     from ddpm_cli.training import checkpoint
 
     hashes.write_text(json.dumps(checkpoint._hashes(hashes.parents[1])))
@@ -183,11 +200,11 @@ def _problems(reader: tuple[object, ...], may_fail: bool = True) -> list[str]:
             code = app._explain(error, str(first))
             if not isinstance(error, DDPMError):
                 problems.append("".join(traceback.format_exception(error)))
-    said = out.getvalue() + err.getvalue()
-    if odd := {c for c in said if not c.isprintable() and c != "\n"}:
-        problems.append(f"printed {odd}: {said}")
-    if "Warning" in said or (code and not may_fail):
-        problems.append(said)
+    printed = out.getvalue() + err.getvalue()
+    if odd := {c for c in printed if not c.isprintable() and c != "\n"}:
+        problems.append(f"printed {odd}: {printed}")
+    if "Warning" in printed or (code and not may_fail):
+        problems.append(printed)
     if "--json" in reader and code == 0:
         json.loads(out.getvalue())
     return problems

@@ -8,7 +8,20 @@ import pytest
 from conftest import picture
 from ddpm_cli.models import runs
 from ddpm_cli.training import checkpoint
-from processes import wait_until
+from processes import DDPM, wait_until
+
+# A preview is drawn again and again until it is stopped, so a signal comes during a preview.
+ENDLESS_PREVIEW = f"""
+from ddpm_cli.training import previews
+draw = previews.draw
+
+def draw_until_stopped(*args):
+    while draw(*args) is not None:
+        pass
+
+previews.draw = draw_until_stopped
+{DDPM}
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -30,10 +43,9 @@ def test_a_stopped_run_is_saved_and_resumes(start, cli, digits, quick_model, num
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_does_not_wait_for_a_preview(start, digits, color_model, number):
-    """The run draws nearly all the time, so the signal comes then."""
     run = Path("runs/digits")
     options = ("--from", color_model, "--batch-size", 2, "--sample-every", 1, "--precision", "fp32")
-    process = start("train", digits, "--steps", "1M", *options)
+    process = start("train", digits, "--steps", "1M", *options, source=ENDLESS_PREVIEW)
     wait_until(lambda: "drawing samples" in process.err, process)
     process.send_signal(number)
     assert process.wait() == 128 + number

@@ -138,20 +138,20 @@ def test_invalid_settings_are_named(cli, digits, finished_run, part, key, value)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"num_train_timesteps": 1_000_000}, "schedule: alphas_cumprod becomes 0 before the last step"),
         ({"beta_start": 0}, "schedule: betas must be a vector of numbers between 0 and 1"),
     ],
 )
-def test_a_schedule_that_is_none_is_named(cli, digits, quick_run, values, said):
+def test_a_schedule_that_is_none_is_named(cli, digits, quick_run, values, message):
     """Of a run, and of its model: there with any number of steps."""
     shutil.copytree(quick_run, "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps(config | {"schedule": config["schedule"] | values}))
     code, _, err = cli("train", digits, "-o", "run", "--resume", "--steps", "6")
-    assert (code, err.startswith(f"Error: run/config.json: {said}")) == (1, True), err
+    assert (code, err.startswith(f"Error: run/config.json: {message}")) == (1, True), err
     scheduler = Path("run/checkpoints/step-00000004/scheduler/scheduler_config.json")
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | values))
     code, _, err = cli("sample", "-m", "run", "--n", 1, "--steps", 1, "-o", "a.png")
-    assert (code, f"Error: {scheduler}: {said.removeprefix('schedule: ')}" in err) == (1, True), err
+    assert (code, f"Error: {scheduler}: {message.removeprefix('schedule: ')}" in err) == (1, True), err

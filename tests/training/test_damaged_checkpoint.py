@@ -67,7 +67,7 @@ def test_if_all_are_damaged_nothing_is_changed(cli, digits):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameter", "value", "said"),
+    ("name", "parameter", "value", "message"),
     [
         ("raw", "conv_in.bias", torch.full((4,), torch.nan), "conv_in.bias hold values that are not finite"),
         ("raw", "conv_in.bias", torch.zeros(5), "conv_in.bias is (5,), not (4,)"),
@@ -77,8 +77,8 @@ def test_if_all_are_damaged_nothing_is_changed(cli, digits):
         ("optimizer", "step.conv_in.bias", torch.tensor(torch.inf), "step.conv_in.bias hold values that are not fin"),
     ],
 )
-def test_tensors_of_another_network_are_named(cli, digits, name, parameter, value, said):
-    """Also where somebody has made the hashes fit."""
+def test_tensors_of_another_network_are_named(cli, digits, name, parameter, value, message):
+    """Also if the hashes were made to fit."""
     path = files_of(4)[f"{name}.safetensors"]
     tensors = load_file(path) | ({} if value is None else {parameter: value})
     if value is None:
@@ -89,7 +89,7 @@ def test_tensors_of_another_network_are_named(cli, digits, name, parameter, valu
     code, _, err = cli("train", digits, "-o", RUN, "--resume", "--steps", "4", "--precision", "fp32")
     assert code == 0, err
     assert f"Note: {path}: " in err
-    assert said in err
+    assert message in err
     assert "continuing from step-00000002" in err
 
 

@@ -10,7 +10,6 @@ import typer
 from ddpm_cli.errors import UsageError
 
 __all__ = [
-    "ADDRESS",
     "Background",
     "Device",
     "Force",

@@ -11,6 +11,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import deliver, pick_target
 from ddpm_cli.errors import DataError
+from ddpm_cli.run_folder import METRICS
 from ddpm_cli.text import printable
 
 __all__ = ["EXAMPLES", "plot"]
@@ -66,6 +67,6 @@ def plot(
 def _newest(runs: Path) -> Path:
     from ddpm_cli.models.runs import newest_run
 
-    if run := newest_run(runs, lambda run: run / "metrics.jsonl"):
+    if run := newest_run(runs, lambda run: run / METRICS):
         return run
     raise DataError(f"no run was given, and there is none in {runs}/", "ddpm plot RUN")

@@ -74,9 +74,10 @@ def sample(
 
         target = world.on_main(place)
         ddpm = open_model(console, model, device, precision, weights, world)
-        taken = len(world.on_main(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1)))
-        if taken < ddpm.schedule.T and ddpm.schedule_config.variance_type == "fixed_large":
-            console.note("fewer steps than the model was trained with, so the variance is the small one, beta~_t")
+        chosen = world.on_main(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1))
+        taken = len(chosen)
+        if ddpm.denoiser.subsequence(chosen).config != ddpm.denoiser.config:
+            console.note("fewer steps than the model was trained with, so the variance is the fixed small one, beta~_t")
 
         def todo() -> list[int]:
             if not target.path or not target.folder:

@@ -231,8 +231,6 @@ class ScheduleConfig(Strict):
     dynamic_thresholding_ratio: _Fraction = 0.995  # the quantile of |x_0| that is its range
     sample_max_value: Positive = 1.0  # upper limit of this range
 
-    PREDICTION_TYPES = _PREDICTION_TYPES
-
     _FIXED = {  # noqa: RUF012
         "rescale_betas_zero_snr": (False,),
         "timestep_values": (None,),

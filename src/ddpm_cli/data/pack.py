@@ -13,23 +13,25 @@ import hashlib
 import json
 import math
 import os
+import re
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_cli.config import DataConfig
+from ddpm_cli.config.strict import Check, Count, Strict, between
 from ddpm_cli.data import images
 from ddpm_cli.data.cache import INDEX, pack_folder, pack_lock, remove_unfinished
 from ddpm_cli.data.sources.source import Source
 from ddpm_cli.data.survey import without_warnings
 from ddpm_cli.data.work import Budget, OnProgress, in_threads, silent
-from ddpm_cli.errors import DataError
-from ddpm_cli.files import lock, new_directory, open_shared
+from ddpm_cli.errors import DataError, LockedError, ModelError
+from ddpm_cli.files import lock, new_directory, open_shared, read_config, require_regular
 from ddpm_cli.machine import free_memory
 from ddpm_cli.text import and_more, printable
 
@@ -40,6 +42,31 @@ _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**18  # pixels that are written, and summed as int64, at once
 _PIXEL_BYTES = 16  # of memory to decode a pixel; measured: 9 to 16, depending on the type of the image
 _PIXELS = 2**28  # decoded at once if the free memory is not known
+_Hash = Annotated[str, Check(lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None, "a SHA-256")]
+_Printable = Annotated[str, Check(str.isprintable, "printable")]
+
+
+@dataclass(frozen=True)
+class _Index(Strict):
+    """A pack's index.json. pixels, mean, left_out and unread: see `Pack`. source: the addresses of the images."""
+
+    count: Count
+    shape: tuple[int, ...]
+    per_shard: Count
+    pixels: _Hash
+    mean: tuple[Annotated[float, between(0, 256)], ...]  # rounded, so not always below 255
+    left_out: tuple[tuple[_Printable, ...], ...]
+    unread: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(len(entry) != 2 for entry in self.left_out):
+            raise ModelError("left_out: must have pairs of a name and a reason")
+
+    def require_shape(self, shape: tuple[int, int, int]) -> None:
+        if self.shape != shape or len(self.mean) != shape[0]:
+            raise ModelError(f"shape {self.shape}, mean of {len(self.mean)} channels: must be {shape}")
 
 
 class Pack:
@@ -47,29 +74,35 @@ class Pack:
 
     fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, in [0, 255]. left_out:
     (file, reason) of files that could not be decoded, printable. unread: names of files that the disk failed to read.
-    Raises OSError, ValueError, KeyError or TypeError if the pack is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        """shape: (C, H, W) of its images. Raises DataError if it is missing, damaged, or of another shape."""
         self.folder = folder
+        self.shape = shape
+        self._size = math.prod(shape)
+        self._shards: list[int] = []
         self._handles: list[int] = []
         weakref.finalize(self, _close, self._handles)
-        self._handles.append(open_shared(folder / INDEX))  # locked, so that the pack is not removed
-        index = json.loads((folder / INDEX).read_text())
-        self.fingerprint: str = index["pixels"]
-        self.mean: list[float] = [float(value) for value in index["mean"]]
-        self.unread: list[str] = index["unread"]
-        self.count: int = index["count"]
-        self.shape: tuple[int, int, int] = tuple(index["shape"])
-        self.left_out: list[tuple[str, str]] = [(name, reason) for name, reason in index["left_out"]]
-        self._per_shard: int = index["per_shard"]
-        self._size = _numel(self.shape)
-        self._shards: list[int] = []
-        for first in range(0, self.count, self._per_shard):
-            self._shards.append(os.open(folder / _shard_name(len(self._shards)), os.O_RDONLY))
-            self._handles.append(self._shards[-1])
-            if os.fstat(self._shards[-1]).st_size != min(self._per_shard, self.count - first) * self._size:
-                raise ValueError("a shard has the wrong size")
+        try:
+            self._handles.append(open_shared(folder / INDEX))  # locked, so that the pack is not removed
+            index = read_config(_Index, folder / INDEX)
+            index.require_shape(shape)
+            for first in range(0, index.count, index.per_shard):
+                shard = folder / _shard_name(len(self._shards))
+                require_regular(shard)
+                self._shards.append(os.open(shard, os.O_RDONLY))
+                self._handles.append(self._shards[-1])
+                if os.fstat(self._shards[-1]).st_size != min(index.per_shard, index.count - first) * self._size:
+                    raise ModelError("a shard has the wrong size")
+        except (OSError, ModelError) as error:
+            raise DataError(f"{folder}: not a pack of decoded images ({error})") from None
+        self.fingerprint = index.pixels
+        self.mean = list(index.mean)
+        self.unread = list(index.unread)
+        self.left_out = [(name, reason) for name, reason in index.left_out]
+        self.count = index.count
+        self._per_shard = index.per_shard
         _record_use(self._handles[0])
 
     def __len__(self) -> int:
@@ -111,10 +144,6 @@ def _record_use(index: int) -> None:
         os.utime(index)
 
 
-def _numel(shape: tuple[int, int, int]) -> int:
-    return shape[0] * shape[1] * shape[2]
-
-
 def _shard_name(i: int) -> str:
     return f"shard-{i:05d}.u8"
 
@@ -128,23 +157,35 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     what = replace(config, images="", flip=False).to_dict()  # neither changes the pixels
     key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
     folder = pack_folder(cache, key)
-    if pack := _made_already(source, folder):
+    shape = (config.channels, config.size, config.size)
+    if pack := _made_already(source, folder, shape):
         return pack
-    progress("waiting for another run that decodes these images", 0, None)
-    with lock(pack_lock(cache, key)) as alone:
-        if pack := _made_already(source, folder):
+    with _lock(pack_lock(cache, key), progress) as alone:
+        if pack := _made_already(source, folder, shape):
             return pack
         if alone:  # so unfinished packs are from killed processes
             remove_unfinished(cache, key)
         _write_pack(source, config, folder, progress)
-        return Pack(folder)
+        return Pack(folder, shape)
 
 
-def _made_already(source: Source, folder: Path) -> Pack | None:
+@contextlib.contextmanager
+def _lock(path: Path, progress: OnProgress) -> Iterator[bool]:
+    """Hold a lock as in `files.lock`, and report it if another process has it."""
+    with contextlib.ExitStack() as held:
+        try:
+            alone = held.enter_context(lock(path, wait=False))
+        except LockedError:
+            progress("waiting for another run that decodes these images", 0, None)
+            alone = held.enter_context(lock(path))
+        yield alone
+
+
+def _made_already(source: Source, folder: Path, shape: tuple[int, int, int]) -> Pack | None:
     """The pack, if it is complete and the files that the disk failed to read still cannot be read."""
     try:
-        pack = Pack(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        pack = Pack(folder, shape)
+    except DataError:
         return None  # missing, or damaged by a full disk
     if pack.unread:
         source.scan()
@@ -217,7 +258,7 @@ class _Shards:
         self.count = 0
         self._folder = folder
         self._shape = shape
-        self._per_shard = max(1, _SHARD_BYTES // _numel(shape))
+        self._per_shard = max(1, _SHARD_BYTES // math.prod(shape))
         self._pixels = hashlib.sha256(repr(shape[:2]).encode())
         self._sums = torch.zeros(shape[0], dtype=torch.int64)
         self._block = bytearray()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
-__all__ = ["Denoiser", "Network", "Prediction", "clip_x_0"]
+__all__ = ["Denoiser", "Prediction"]
 
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
 
@@ -20,8 +20,8 @@ Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
 class Denoiser:
     """A network and the schedule it was trained with: (x_t, t) -> x_0, eps, log sigma_t^2.
 
-    network: (x_t, t) -> (B, C, H, W), the quantity that `config.prediction_type` names; (B, 2C, H, W) if the variance
-    is learned. t is (B,) int64, or (1,) for one step of the whole batch. schedule: that of the configuration,
+    network: (x_t, t) -> (B, C, H, W), the quantity that `config.prediction_type` names; (B, 2C, H, W) if it
+    learned the variance. t is (B,) int64, or (1,) for one step of the whole batch. schedule: that of the configuration,
     or a subsequence of it.
     """
 
@@ -61,18 +61,16 @@ class Denoiser:
     def subsequence(self, timesteps: Sequence[int]) -> Denoiser:
         """The same network on fewer steps, strictly ascending positions in `schedule`.
 
-        If steps are left out, a fixed large variance becomes the small one: beta_t is far too large for few long steps.
-        FID on CIFAR-10 at 20 steps is 133 with it and 18 without (Song et al. 2021, Table 1).
+        If steps are left out, a variance that fits only single steps becomes the fixed small one. A fixed large one is
+        far too large for few long steps: FID on CIFAR-10 at 20 steps is 133 with it and 18 without (Song et al. 2021,
+        Table 1). A learned one is far too small; a learned range fits, since its bounds are those of the long steps.
         Raises ValueError if `timesteps` is not such a list.
         """
         schedule = self.schedule.subsequence(timesteps)
         gaps = len(timesteps) < timesteps[-1] + 1
-        config = replace(self.config, variance_type="fixed_small") if gaps and self._is_large else self.config
+        single = gaps and self.config.variance_type in ("fixed_large", "learned")
+        config = replace(self.config, variance_type="fixed_small") if single else self.config
         return Denoiser(self.network, schedule, config)
-
-    @property
-    def _is_large(self) -> bool:
-        return self.config.variance_type == "fixed_large"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +128,7 @@ class Prediction:
     def log_variance(self) -> Tensor | float:
         """log sigma_t^2: like x_t if it is learned; else a float for one t, and (B, 1, 1, 1) for a tensor of them."""
         schedule, kind = self.denoiser.schedule, self.denoiser.config.variance_type
-        if self.values is None:
+        if self.values is None or not self.denoiser.config.learns_variance:
             return schedule.log_variance(self.t, self.x_t, large=kind == "fixed_large")
         if kind == "learned":  # the variance itself, as diffusers reads it
             return self.values.clamp(min=1e-20).log()

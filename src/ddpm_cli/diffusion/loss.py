@@ -46,7 +46,7 @@ def bound_term(
     mean, log_variance: of p(x_{t-1} | x_t), like x_0.
     """
     true_mean = schedule.posterior_mean(x_0, x_t, t)
-    true_log_variance = schedule.posterior_log_variance.to(x_0)[t].view(-1, 1, 1, 1)
+    true_log_variance = cast(Tensor, schedule.log_variance(t, x_0, large=False))
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
     decoder = -discretized_log_likelihood(x_0, mean, 0.5 * log_variance).flatten(1).mean(1)
     return torch.where(t == 0, decoder, kl)

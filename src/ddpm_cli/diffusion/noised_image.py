@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.config.strict import Strict, at_least
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import DataError, ModelError
+from ddpm_cli.files import parse_json
 
 __all__ = ["Noised", "from_paper", "to_paper"]
 
@@ -63,22 +66,12 @@ class Noised:
     def from_bytes(cls, data: bytes, name: str) -> Noised:
         """Read what `to_bytes` wrote. name: of the file, in messages. Raises DataError if it is something else."""
         try:
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            about = json.loads(header["__metadata__"]["ddpm"])
-            x_t = load(data)["x_t"]
-            if x_t.ndim != 4 or len(x_t) != 1 or x_t.dtype != torch.float32:
-                raise ValueError(f"x_t is {x_t.dtype} {tuple(x_t.shape)}")
-            schedule, t = ScheduleConfig.from_dict(about["schedule"]), int(about["t"])
-            if not 0 <= t <= schedule.num_train_timesteps:
-                raise ValueError(f"t={t}")
-            return cls(x_t, t, int(about["seed"]), schedule)
-        except (
-            *(SafetensorError, ModelError, KeyError, TypeError, ValueError, AttributeError),
-            *(OverflowError, RecursionError),
-        ) as error:
+            about = _NoisedImage.from_dict(_metadata(data))
+            NoiseSchedule.from_config(about.schedule)
+            return cls(_x_t(data), about.t, about.seed, about.schedule)
+        except (SafetensorError, ModelError, ValueError, KeyError) as error:
             raise DataError(
-                f"{name}: not a noised image ({type(error).__name__}: {error})",
-                "Make one with: ddpm noise IMG --t 300 --format safetensors",
+                f"{name}: not a noised image ({error})", "Make one with: ddpm noise IMG --t 300 --format safetensors"
             ) from None
 
     def fitted(self, channels: int, size: int, noise: Callable[[], Tensor]) -> Noised:
@@ -114,3 +107,39 @@ class Noised:
 
 def _kind(channels: int) -> str:
     return "gray" if channels == 1 else "RGB"
+
+
+@dataclass(frozen=True)
+class _NoisedImage(Strict):
+    """The JSON of a noised image; its fields are those of `Noised`."""
+
+    t: Annotated[int, at_least(0)]
+    seed: int
+    schedule: ScheduleConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.t > (T := self.schedule.num_train_timesteps):
+            raise ModelError(f"t={self.t}: must be between 0 and {T}, the steps of its schedule")
+
+
+def _metadata(data: bytes) -> dict[str, object]:
+    """The JSON under the metadata key `ddpm` of a safetensors file. Raises ValueError if there is none."""
+    match parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]):
+        case {"__metadata__": {"ddpm": str(text)}}:
+            about = parse_json(text.encode())
+            if isinstance(about, dict):
+                return about
+    raise ValueError("its metadata has no JSON object called ddpm")
+
+
+def _x_t(data: bytes) -> Tensor:
+    """The tensor of a noised image. Raises ValueError if it cannot be one."""
+    x_t = load(data).get("x_t")
+    if x_t is None:
+        raise ValueError("it has no tensor x_t")
+    if x_t.dtype != torch.float32 or x_t.ndim != 4 or len(x_t) != 1 or x_t.shape[1] not in (1, 3) or not x_t.numel():
+        raise ValueError(f"x_t is {x_t.dtype} {tuple(x_t.shape)}, not float32 (1, 1 or 3, height, width)")
+    if not x_t.isfinite().all():
+        raise ValueError("x_t has values that are not finite")
+    return x_t

@@ -21,7 +21,7 @@ from ddpm_cli.models.pretrained import fit_weights, read_weights
 from ddpm_cli.nn.unet import UNet, timestep_embedding
 from ddpm_cli.text import printable
 
-__all__ = ["Converted", "Flags", "convert"]
+__all__ = ["Flags", "convert"]
 
 
 @dataclass(frozen=True)

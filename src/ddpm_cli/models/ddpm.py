@@ -61,7 +61,7 @@ class DDPM:
         address: see `hub.resolve`. device: auto, cpu, cuda, cuda:N or mps. precision: auto, fp32 or bf16.
         weights: "ema", or "raw" for the trained weights of a checkpoint, not averaged. Raises ModelError or UsageError.
         """
-        return cls.load(hub.resolve(str(address) if address else None), device, precision, weights)
+        return cls.load(hub.resolve(None if address is None else str(address)), device, precision, weights)
 
     @classmethod
     def load(cls, located: hub.Located, device: str = "auto", precision: str = "auto", weights: str = "ema") -> DDPM:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_cli.data.cache import cache_folder
-from ddpm_cli.errors import DataError, ModelError
-from ddpm_cli.files import read_bytes, require_regular, write_file
+from ddpm_cli.errors import ModelError
 from ddpm_cli.hub_address import parse_name, parse_url
 from ddpm_cli.models.card import CARD
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
 from ddpm_cli.models.recipe import RECIPE
-from ddpm_cli.models.runs import checkpoints, is_run, newest_run
+from ddpm_cli.models.runs import checkpoints, newest_run
+from ddpm_cli.models.verify import verify
+from ddpm_cli.run_folder import CHECKPOINTS, is_run
 
 __all__ = ["Located", "check_token", "resolve", "status_of"]
 
@@ -75,7 +73,7 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
 def _on_disk(path: Path) -> Located:
     if path.is_file():
         return _beside(path)
-    if found := checkpoints(path) or (path.name == "checkpoints" and checkpoints(path.parent)):
+    if found := checkpoints(path) or (path.name == CHECKPOINTS and checkpoints(path.parent)):
         path = found[-1]
     elif is_run(path):
         raise ModelError(
@@ -85,7 +83,7 @@ def _on_disk(path: Path) -> Located:
         return _located(path, ModelFiles.in_folder(path).require_weights())
     except ModelError as error:
         hint = error.hint or "Expected model_index.json with unet/ and scheduler/, or a run of `ddpm train`."
-        if runs := [found.parent for found in path.glob("*/checkpoints")]:
+        if runs := [found.parent for found in path.glob(f"*/{CHECKPOINTS}")]:
             hint = f"Did you mean {runs[0]}?"
         raise ModelError(f"{path}: {error.message}", hint) from None
 
@@ -149,13 +147,13 @@ def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Lo
         about = [RECIPE] if weights else [CARD, RECIPE]  # without weights, the caller wants information
         disable_progress_bars()  # for files of a few hundred bytes
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*files.small, *about]))
-        _verify(folder, files.small)
+        verify(folder, files.small)
         read_configs(folder, files)  # before large weights are downloaded in vain
         if not quiet:
             enable_progress_bars()
         for file in files.weights if weights else ():
             hf_hub_download(name, file, revision=folder.name)
-            _verify(folder, [file])
+            verify(folder, [file])
     except GatedRepoError:
         raise ModelError(
             f"{name}: access to this model must be requested on the Hub",
@@ -224,57 +222,7 @@ def _in_cache(name: str, revision: str | None, weights: bool) -> Located | None:
             with contextlib.suppress(ModelError):  # incomplete or damaged: the error of the network is reported instead
                 files = ModelFiles.in_folder(folder)
                 if files.weights or not weights:
-                    _verify(folder, [*files.small, *files.weights])
+                    verify(folder, [*files.small, *files.weights])
                     origin = f"{name}@{folder.name[:7]} (from the cache; the Hub cannot be reached)"
                     return _located(folder, files, origin, f"{name}@{folder.name}")
-    return None
-
-
-def _verify(folder: Path, names: Sequence[str]) -> None:
-    """Compare files of the Hub's cache with their hashes, which huggingface_hub downloads but does not check.
-
-    The cache names a file after its hash and links to it: the SHA-256 of large files, git's SHA-1 of small ones. A
-    large file is hashed once; later only its size, times and inode are compared with those at that time.
-    If a hash differs, the file is removed, and ModelError is raised.
-    """
-    for name in names:
-        path = folder / name
-        if not path.is_symlink():  # a system without links: the hash is not known
-            continue
-        blob = path.parent / path.readlink()
-        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-            continue
-        large = len(blob.name) == 64
-        record = cache_folder() / "verified" / blob.name
-        stamp = _stamp(blob)
-        if large and _recorded(record) == stamp:
-            continue
-        digest = hashlib.sha256() if large else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
-        with blob.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.name:
-            stored = path.resolve()  # the blob, or what it links to in a store that repositories share
-            for doomed in (path, blob, stored):
-                doomed.unlink(missing_ok=True)
-            raise ModelError(
-                f"{name}: the download does not have the hash that the Hub lists",
-                "It was damaged, and has been removed. Try again.",
-            )
-        if large:
-            with contextlib.suppress(DataError):  # a cache that cannot be written only costs time
-                write_file(record, stamp, sync=False)
-
-
-def _stamp(blob: Path) -> bytes:
-    """Values that change if a file is written or replaced. Raises OSError if it is gone."""
-    require_regular(blob)
-    status = blob.stat()
-    values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return " ".join(map(str, values)).encode()
-
-
-def _recorded(record: Path) -> bytes | None:
-    with contextlib.suppress(OSError):
-        return read_bytes(record)
     return None

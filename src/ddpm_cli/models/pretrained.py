@@ -23,7 +23,7 @@ from ddpm_cli.files import load_tensors, read_config, read_json, require_regular
 from ddpm_cli.nn.unet import UNet
 from ddpm_cli.text import printable
 
-__all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_network", "read_weights"]
+__all__ = ["WEIGHTS", "ModelFiles", "fit_weights", "read_configs", "read_model", "read_weights"]
 
 WEIGHTS = "diffusion_pytorch_model"
 _SHARD = r"-(?P<shard>\d+)-of-(?P<shards>\d+)"

@@ -16,7 +16,7 @@ from ddpm_cli.models.hub import Located, check_token, status_of
 from ddpm_cli.models.pretrained import WEIGHTS, read_model
 from ddpm_cli.models.recipe import RECIPE, read_recipe
 
-__all__ = ["Remote", "contents", "look", "send"]
+__all__ = ["contents", "look", "send"]
 
 _WEIGHTS = f"unet/{WEIGHTS}.safetensors"
 

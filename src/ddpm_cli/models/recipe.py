@@ -10,6 +10,7 @@ from typing import Any
 
 from ddpm_cli.config import RunConfig
 from ddpm_cli.files import parse_json, read_bytes
+from ddpm_cli.run_folder import CHECKPOINTS
 from ddpm_cli.text import printable
 
 __all__ = ["RECIPE", "read_recipe", "recipe", "recipe_in_words"]
@@ -38,7 +39,7 @@ def _published(base: str | None) -> str | None:
     if base is None or not Path(base).is_absolute():
         return base
     *_, run, checkpoints, name = ("", "", *Path(base).parts)
-    return f"{run}, {name}" if checkpoints == "checkpoints" else name
+    return f"{run}, {name}" if checkpoints == CHECKPOINTS else name
 
 
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,9 +1,4 @@
-"""The layout of a run's folder, and how to find its checkpoints. `ddpm train` writes it, every command reads it.
-
-RUN/config.json, RUN/metrics.jsonl     the run's settings and its numbers
-RUN/checkpoints/step-00010000/         a model directory with the averaged weights, and training/
-RUN/samples/step-00010000.png          previews
-"""
+"""Finds runs, and the checkpoints in the folder of a run."""
 
 from __future__ import annotations
 
@@ -11,24 +6,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["checkpoint_folder", "checkpoints", "is_run", "newest_run", "step_of"]
+from ddpm_cli.run_folder import CHECKPOINTS
+
+__all__ = ["checkpoint_folder", "checkpoints", "newest_run", "step_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")  # not a copy that a user made
 
 
-def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run of `ddpm train`."""
-    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
-
-
 def checkpoint_folder(run: Path, step: int) -> Path:
     """The folder of the checkpoint of a step."""
-    return run / "checkpoints" / f"step-{step:08d}"
+    return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    paths = (run / "checkpoints").glob("step-*")
+    paths = (run / CHECKPOINTS).glob("step-*")
     found = [(int(m[1]), path) for path in paths if (m := _CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 

@@ -14,7 +14,7 @@ from ddpm_cli.errors import DataError
 from ddpm_cli.files import read_bytes
 from ddpm_cli.training.metrics import read_line
 
-__all__ = ["Chart", "charts", "draw", "read_metrics", "text"]
+__all__ = ["charts", "draw", "read_metrics", "text"]
 
 _COLOURS = ("#1f5fa8", "#c4541a", "#2f8f4e", "#8a4fb0", "#6b6b6b")
 _PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 360), 74, 18, 40, 34

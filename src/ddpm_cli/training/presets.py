@@ -21,7 +21,6 @@ __all__ = ["FINE_TUNING", "PRESETS", "Preset"]
 class Preset:
     """An architecture for all image sizes that it divides, and settings to train it."""
 
-    about: str
     size: int | None  # pixels; None: the size of the images, up to 32
     channel_mult: tuple[int, ...]
     steps: int
@@ -83,7 +82,7 @@ FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "e
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        about="1.3M parameters, minutes on two CPU cores",
+        # 1.3M parameters, minutes on two CPU cores
         size=None,
         channel_mult=(1, 2, 6),  # few channels in large feature maps: twice as fast as 32·(1, 2, 2), and as good
         base_channels=16,
@@ -98,7 +97,7 @@ PRESETS: dict[str, Preset] = {
         every=500,
     ),
     "cifar10": Preset(
-        about="the paper's CIFAR-10 model, 35.7M parameters",
+        # the paper's CIFAR-10 model, 35.7M parameters
         size=32,
         channel_mult=(1, 2, 2, 2),
         dropout=0.1,
@@ -109,7 +108,7 @@ PRESETS: dict[str, Preset] = {
         smaller="tiny",
     ),
     "64": Preset(
-        about="between the paper's two models",
+        # between the paper's two models
         size=64,
         channel_mult=(1, 2, 2, 2),
         dropout=0.1,
@@ -119,7 +118,7 @@ PRESETS: dict[str, Preset] = {
         smaller="cifar10",
     ),
     "128": Preset(
-        about="between the paper's two models",
+        # between the paper's two models
         size=128,
         channel_mult=(1, 1, 2, 2, 4),
         steps=600_000,
@@ -128,7 +127,7 @@ PRESETS: dict[str, Preset] = {
         smaller="64",
     ),
     "256": Preset(
-        about="the paper's CelebA-HQ and LSUN model, 114M parameters",
+        # the paper's CelebA-HQ and LSUN model, 114M parameters
         size=256,
         channel_mult=(1, 1, 2, 2, 4, 4),
         steps=500_000,

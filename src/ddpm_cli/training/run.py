@@ -385,8 +385,8 @@ class _Opening:
             if found:
                 return found[0]
             try:
-                pack = Pack(folder)
-            except (OSError, ValueError, KeyError, TypeError):
+                pack = Pack(folder, (data.channels, data.size, data.size))
+            except DataError:
                 pack = decode()
             if pack.fingerprint != fingerprint:
                 raise DataError(f"{and_more(self.request.images)}: not the images that rank 0 has on its machine")

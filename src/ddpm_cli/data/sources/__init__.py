@@ -18,7 +18,7 @@ from ddpm_cli.data.sources.combined import Combined
 from ddpm_cli.data.sources.files import in_folder, in_list, in_stream, of_files
 from ddpm_cli.data.sources.hub_dataset import HubDataset, parse_address
 from ddpm_cli.data.sources.lists import Listed, could_be_list, is_stream, list_bytes, read_stream
-from ddpm_cli.data.sources.source import Source
+from ddpm_cli.data.sources.source import Source, has_image_suffix
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError
 from ddpm_cli.hub_address import parse_name
@@ -67,7 +67,7 @@ def _is_image_file(path: str | Listed) -> bool:
 
 
 def _has_image_suffix(path: str) -> bool:
-    return "://" not in path and Path(path).suffix.lower() in images.IMAGE_SUFFIXES
+    return "://" not in path and has_image_suffix(path)
 
 
 def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = silent) -> Source:

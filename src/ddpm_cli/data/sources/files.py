@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from ddpm_cli.data.images import IMAGE_SUFFIXES
 from ddpm_cli.data.sources.lists import Listed, parse_list
-from ddpm_cli.data.sources.source import Source, open_file
+from ddpm_cli.data.sources.source import Source, has_image_suffix, is_hidden, open_file
 from ddpm_cli.data.work import OnProgress, in_threads, silent
 from ddpm_cli.errors import DataError
+from ddpm_cli.run_folder import is_run
 from ddpm_cli.text import and_more, printable
 
 __all__ = ["in_folder", "in_list", "in_stream", "of_files"]
@@ -72,17 +72,18 @@ def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
         below = []
         try:
             status = (root / folder).stat()
-            is_run = (root / folder / "metrics.jsonl").is_file() and (root / folder / "config.json").is_file()
-            if (status.st_dev, status.st_ino) in visited or is_run:  # a run contains previews, see `ddpm train .`
+            if (status.st_dev, status.st_ino) in visited or is_run(
+                root / folder
+            ):  # a run contains previews, see `ddpm train .`
                 continue
             visited.add((status.st_dev, status.st_ino))  # links may form a cycle
             with os.scandir(root / folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "__MACOSX")):
+                    if is_hidden(entry.name):
                         continue
                     if _is_folder(entry):
                         below.append(f"{folder}{entry.name}/")
-                    elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                    elif has_image_suffix(entry.name):
                         names.append(f"{folder}{entry.name}")
                         if len(names) % _TOGETHER == 0:
                             progress("looking for images", len(names), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddpm_cli.errors import DataError, UsageError
 
-__all__ = ["STDIN", "Listed", "could_be_list", "is_stream", "list_bytes", "parse_list", "read_stream"]
+__all__ = ["Listed", "could_be_list", "is_stream", "list_bytes", "parse_list", "read_stream"]
 
 STDIN = "-"
 _HINT = "Did the command before the pipe fail?"

@@ -11,7 +11,7 @@ from ddpm_cli.data.images import IMAGE_SUFFIXES
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError
 
-__all__ = ["LARGEST", "Source", "check_size", "could_be_image", "open_file"]
+__all__ = ["LARGEST", "Source", "check_size", "could_be_image", "has_image_suffix", "is_hidden", "open_file"]
 
 LARGEST = 2**30  # bytes of a file; larger ones are left out
 
@@ -49,8 +49,16 @@ class Source:
 
 def could_be_image(name: str) -> bool:
     """Whether a member of an archive may be an image, by its name: it has an image suffix and is not hidden."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
-    return not hidden and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return has_image_suffix(name) and not any(is_hidden(part) for part in name.split("/") if part != ".")
+
+
+def has_image_suffix(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder is hidden, or is what macOS adds to archives, by its name."""
+    return name.startswith((".", "__MACOSX"))
 
 
 def check_size(size: int) -> None:
