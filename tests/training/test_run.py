@@ -4,16 +4,35 @@ import errno
 import fcntl
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from conftest import weights_in
 from ddpm_cli import DDPM, train
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import DDPMError, LockedError
-from ddpm_cli.files import lock
+from ddpm_cli.files import lock, read_json
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Finished, Logged, Previewed, Saved
+
+# A value of each setting of the training that is not its default.
+SETTINGS = {
+    "steps": 2,
+    "batch_size": 3,
+    "lr": 0.5,
+    "accumulate": 2,
+    "lr_warmup": 7,
+    "ema_decay": 0.5,
+    "grad_clip": 2.0,
+    "seed": 3,
+    "save_every": 2,
+    "sample_every": 2,
+    "log_every": 2,
+    "keep": 1,
+    "keep_every": 2,
+}
 
 
 @pytest.fixture
@@ -60,6 +79,21 @@ def test_an_unknown_setting_is_a_type_error(start):
     with pytest.raises(TypeError, match="train\\(\\) has no setting 'stepz'"):
         start("run", stepz=4)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
+def test_every_setting_of_the_training_can_be_chosen(start, name):
+    start("run", **({"steps": 1} | {name: SETTINGS[name]}))
+    assert read_json(Path("run/config.json"))["train"][name] == SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", ["steps", "save_every", "sample_every", "log_every", "size", "channels", "lr"])
+def test_zero_is_refused_and_none_is_open(start, name):
+    with pytest.raises(DDPMError, match=r"\b0\b"):
+        start("run", **({"steps": 1} | {name: 0}))
+    assert not Path("run").exists()
+    if name != "steps":
+        start("run", **({"steps": 1} | {name: None}))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "config.json", "metrics.jsonl"])

@@ -366,7 +366,7 @@ def test_plan(digits, emoji):
     from ddpm_cli.errors import UsageError
 
     found = survey(open_source(digits, Path()))
-    config = plan_run(found, str(digits), on_gpu=False, steps=1000)
+    config = plan_run(found, str(digits), on_gpu=False, train={"steps": 1000})
     assert (config.preset, config.data.size, config.data.channels, config.train.steps) == ("tiny", 28, 1, 1000)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert plan_run(found, str(digits), on_gpu=True).preset == "cifar10"
@@ -383,10 +383,10 @@ def test_plan(digits, emoji):
     assert chosen(1000) == ("256", 256)
     assert chosen(1000, on_gpu=False) == ("tiny", 32)
     assert chosen(1000, preset="cifar10") == ("cifar10", 32)
-    assert chosen(1000, on_gpu=False, size=64) == ("tiny", 64)
-    assert chosen(1000, size=96) == ("128", 96)
+    assert chosen(1000, on_gpu=False, data={"size": 64}) == ("tiny", 64)
+    assert chosen(1000, data={"size": 96}) == ("128", 96)
     with pytest.raises(UsageError, match="--size 30"):
-        chosen(100, size=30)
+        chosen(100, data={"size": 30})
     with pytest.raises(UsageError, match="--preset huge"):
         chosen(100, preset="huge")
     paper = plan_run(Survey(9, 9, 0, 32, 32), str(digits), True, preset="cifar10")

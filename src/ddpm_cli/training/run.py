@@ -149,24 +149,25 @@ def train(
     """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, an address for `DDPM`.
 
     images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
-    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000.
+    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000; None leaves one
+    open.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
     should_stop: called after every step; if it returns True, the run saves a checkpoint and stops.
     Under torchrun all processes train one run. Raises DDPMError; TypeError for an unknown setting; ValueError without
     images.
     """
-    data = {name: settings.pop(name) for name in _DATA_FIELDS & settings.keys()}
-    if unknown := settings.keys() - _TRAIN_FIELDS:
+    if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS:
         raise TypeError(f"train() has no setting {min(unknown)!r}")
+    chosen = {name: value for name, value in settings.items() if value is not None}
     named = [images] if isinstance(images, str | Path) else images
     if not named:
         raise ValueError("train() needs images")
     request = Request(
         images=[str(image) for image in named],
         folder=None if folder is None else Path(folder),
-        data=data,
-        train=settings,
+        data={name: value for name, value in chosen.items() if name in _DATA_FIELDS},
+        train={name: value for name, value in chosen.items() if name in _TRAIN_FIELDS},
         preset=preset,
         start_from=start_from,
         resume=resume,
@@ -322,7 +323,6 @@ class _Opening:
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
         """The configuration of a new run. base: the model to fine-tune."""
-        data, settings = dict(self.request.data), dict(self.request.train)
         with self._bar("reading headers") as progress:
             found = survey(self.source, progress)
         return plan_run(
@@ -330,13 +330,8 @@ class _Opening:
             _images(self.source),
             on_gpu=self._where.type != "cpu",
             preset=self.request.preset or "auto",
-            size=data.pop("size", None),
-            channels=data.pop("channels", None),
-            steps=settings.pop("steps", None),
-            save_every=settings.pop("save_every", None),
-            sample_every=settings.pop("sample_every", None),
-            data=data,
-            train=settings,
+            data=self.request.data,
+            train=self.request.train,
             base=Base(base.address, *read_configs(base.folder, base.files)) if base else None,
         )
 
