@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import weights_in
+from conftest import step_in, weights_in
 from ddpm_cli import DDPM, train
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import DDPMError, LockedError
 from ddpm_cli.files import lock, read_json
+from ddpm_cli.nn.ema import EMA
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Finished, Logged, Previewed, Saved
 
@@ -67,6 +68,37 @@ def test_a_stopped_run_can_be_resumed(start):
         start("parts", steps=5)
     start("parts", steps=5, resume=True)
     assert weights_in(Path("parts")) == weights_in(Path("whole"))
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_a_callback_that_raises_does_not_lose_the_run(start, kind):
+    """A checkpoint of the last step is saved, and the error goes on."""
+
+    def fail(event) -> None:
+        if event.step == 3:
+            raise kind
+
+    start("whole", steps=5)
+    with pytest.raises(kind):
+        start("parts", steps=5, on_event=fail)
+    assert step_in(Path("parts")) == 3
+    start("parts", steps=5, resume=True)
+    assert weights_in(Path("parts")) == weights_in(Path("whole"))
+
+
+def test_a_step_that_is_interrupted_half_way_is_not_saved(start, monkeypatch):
+    """The weights are those of step 4, but their averages still those of step 3."""
+    update = EMA.update
+
+    def interrupted(ema: EMA, *args) -> None:
+        if ema.updates == 3:
+            raise KeyboardInterrupt
+        update(ema, *args)
+
+    monkeypatch.setattr(EMA, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start("run", steps=5, save_every=2)
+    assert step_in(Path("run")) == 2
 
 
 def test_the_folder_is_named_after_the_images(digits, start):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
+from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more, in_bytes
 from ddpm_cli.training.presets import PRESETS
 
@@ -32,7 +33,6 @@ _DAY = 86_400
 _MUCH_CACHE = 5e9  # bytes of other decoded images
 _LOG_SECONDS = 30  # between lines of progress if there is no bar
 _NAMED = 5  # the most files that were left out, or IMAGES in the command to continue, that are printed
-_ONE_SIGNAL = 1.0  # seconds; batch system and launcher may both send the same signal
 
 
 def header(console: Console, run: Run, machine: str) -> None:
@@ -159,32 +159,10 @@ def _split(batch_size: int, processes: int, parts: int) -> str:
     return shared + (f" in {parts} parts" if parts > 1 else "")
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Catch signals to stop: the first one is appended to the list that this yields, a second one exits at once.
-
-    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as under nohup.
-    """
-    caught: list[int] = []
-    first = 0.0
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal first
-        if not caught:
-            caught.append(number)
-            first = time.monotonic()
-        elif time.monotonic() - first > _ONE_SIGNAL:
-            sys.exit(128 + number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop_numbers() -> list[int]:
+    """SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as by nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 @contextmanager
@@ -229,7 +207,8 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
     started = printed = time.monotonic()
     event: Event
     show_on_board = _board(console, trainer, tensorboard)
-    with _stop_signals() as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
+    stopping = stop_signals(_stop_numbers(), again=lambda number: sys.exit(128 + number))
+    with stopping as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
         update(trainer.step)
         for event in run.events(lambda: bool(caught)):
             show(event)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -30,6 +32,7 @@ from ddpm_cli.hub_address import parse_name, parse_url
 from ddpm_cli.models import hub
 from ddpm_cli.models.pretrained import read_configs, read_model
 from ddpm_cli.models.runs import checkpoints, step_of
+from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Event
@@ -129,6 +132,12 @@ class Run:
         """Train to the last step, after `begin`; see `Trainer.events`."""
         return self.trainer.events(should_stop)
 
+    def rescue(self, error: BaseException) -> None:
+        """Save the last step if `error` has ended the loop over `events`."""
+        if self.trainer.world.is_main:
+            for _ in self.trainer.rescue(error):
+                pass
+
 
 def train(
     images: str | Path | Sequence[str | Path],
@@ -153,9 +162,11 @@ def train(
     open.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
-    should_stop: called after every step; if it returns True, the run saves a checkpoint and stops.
-    Under torchrun all processes train one run. Raises DDPMError; TypeError for an unknown setting; ValueError without
-    images.
+    should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
+    True, the run saves a checkpoint and stops.
+    Under torchrun all processes train one run; on_event and on_note are called on rank 0 only.
+    Raises DDPMError; TypeError for an unknown setting; ValueError without images. Ctrl-C raises KeyboardInterrupt after
+    the current step, and a second Ctrl-C at once. Then, and if on_event raises, a checkpoint is saved before.
     """
     if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS:
         raise TypeError(f"train() has no setting {min(unknown)!r}")
@@ -176,9 +187,23 @@ def train(
     )
     with process_group() as world, open_run(request, world, device, precision, warn=on_note) as run:
         run.begin()
-        for event in run.events(should_stop):
-            on_event(event)
+        with stop_signals(_ctrl_c(), again=lambda number: signal.default_int_handler(number, None)) as caught:
+            try:
+                for event in run.events(lambda: bool(caught) or should_stop()):
+                    if world.is_main:
+                        on_event(event)
+            except BaseException as error:  # of on_event, or a second Ctrl-C
+                run.rescue(error)
+                raise
+        if caught:
+            raise KeyboardInterrupt
         return run.folder
+
+
+def _ctrl_c() -> list[int]:
+    """SIGINT, unless the caller handles it. Only the main thread can catch signals."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return [signal.SIGINT] if usual and threading.current_thread() is threading.main_thread() else []
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class Trainer:
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
         self._updating = False  # whether a step is changing the weights
+        self._window: Window | None = None  # sums over the steps; None before the first one
 
     def _moments(self) -> dict[str, Tensor]:
         """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
@@ -236,13 +237,14 @@ class Trainer:
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, and write metrics, previews and checkpoints.
 
-        should_stop: called after every step; if it returns True on any rank, a checkpoint is written and the run ends.
+        should_stop: called after every step, and before every layer of a preview; if it returns True on any rank, a
+        checkpoint is written and the run ends.
         Raises TrainingError if a loss or gradient is not finite; earlier checkpoints stay. For other errors, a
         checkpoint of the last good step is written first, if possible.
         """
         self.unite()
         self.world.on_main(lambda: forget_after(self.run / "metrics.jsonl", self.step))
-        window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
+        window = self._window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
         try:
             yield from self._steps(window, should_stop)
             window.check(self.step)
@@ -250,7 +252,7 @@ class Trainer:
             if isinstance(error, RuntimeError) and self.world.size > 1 and is_lost(error):
                 error = lost_process(error)
             if self.world.is_main:
-                yield from self._rescue(window, isinstance(error, LostProcessError))
+                yield from self.rescue(error)
             if isinstance(error, TrainingError) and (kept := runs.checkpoints(self.run)):
                 error.hint = f"{kept[-1]} is safe: --resume continues from it. {error.hint or ''}".strip()
             raise error
@@ -307,18 +309,20 @@ class Trainer:
             return False
         return finite and not self._updating
 
-    def _rescue(self, window: Window, alone: bool) -> Iterator[Event]:
+    def rescue(self, error: BaseException) -> Iterator[Event]:
         """Save what is possible of a run that an error ends: the checkpoint that is being written, and the last step.
 
-        alone: whether another process is gone. A GPU may then wait for it forever, or have computed without it.
+        Nothing is written twice. Call it on rank 0.
         """
+        # Without the other processes, a GPU may wait for them forever, or have computed without them.
+        alone = self.world.size > 1 and (isinstance(error, LostProcessError) or not isinstance(error, Exception))
         try:
-            if not (alone and self.device.type == "cuda") and self._is_sound(window):
+            if self._window and not (alone and self.device.type == "cuda") and self._is_sound(self._window):
                 yield from self._finish_saving()
             else:
                 yield from self.saver.outcome(wait=True)
-        except Exception as error:  # only the error that ends the run is raised
-            yield NotSaved(self.step, str(error), goes_on=False)
+        except Exception as failed:  # only the error that ends the run is raised
+            yield NotSaved(self.step, str(failed), goes_on=False)
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw a preview, keep its mean colours for the metrics, and add it to the card of this step's checkpoint."""
