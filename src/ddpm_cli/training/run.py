@@ -28,7 +28,7 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, process_group, restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
 from ddpm_cli.files import LOCK, lock, read_config, renew_file
-from ddpm_cli.hub_address import parse_name, parse_url
+from ddpm_cli.hub_address import parse_name, parse_url, path_of
 from ddpm_cli.models import hub
 from ddpm_cli.models.pretrained import read_configs, read_model
 from ddpm_cli.models.runs import checkpoints, step_of
@@ -105,9 +105,14 @@ class Run:
 
     def measure(self) -> Rehearsal:
         """Train for some seconds to measure memory, speed and time. The run cannot be trained afterwards."""
-        found = checkpoints(self.folder) if self.resuming else []
-        world = self.trainer.world
-        self.trainer.first_step = self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
+
+        def start() -> int:
+            found = checkpoints(self.folder) if self.resuming else []
+            step = step_of(found[-1]) if found else 0
+            _check_steps(self.config.train, step)
+            return step
+
+        self.trainer.first_step = self.trainer.step = self.trainer.world.on_main(start)
         return measure(self.trainer, self._sample_every_asked)
 
     def begin(self) -> None:
@@ -215,15 +220,16 @@ def open_run(
     dry: bool = False,
     bar: Bar = _no_bar,
     warn: Callable[[str], None] = lambda text: None,
+    quiet: bool = True,
 ) -> Iterator[Run]:
     """Choose the settings of a run, decode its images, and hold its lock until the block ends. Every rank must call it.
 
     dry: only for `Run.measure`; nothing is decoded, locked or written. warn: called with warnings, on rank 0.
-    Raises DDPMError.
+    quiet: no progress bar for the download of a model. Raises DDPMError.
     """
     with ExitStack() as held:
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
-        opening = _Opening(request, world, where, dry, bar, warn, held)
+        opening = world.on_all(lambda: _Opening(request, world, where, dry, bar, warn, held, quiet))
         config, resuming, base = world.on_main(opening.decide)
         pack = opening.blank_pack(config.data) if dry else opening.packs(config.data)
 
@@ -255,6 +261,7 @@ class _Opening:
         bar: Bar,
         warn: Callable[[str], None],
         held: ExitStack,
+        quiet: bool,
     ) -> None:
         """held: contexts that stay open until the run ends, such as its lock."""
         self.folder = request.folder or Path("runs") / name_of(request.images)
@@ -265,6 +272,7 @@ class _Opening:
         self._bar = bar
         self._warn = warn
         self._held = held
+        self._quiet = quiet
         self._locked = False
         self._resume = request.resume
         self._force = request.force
@@ -344,7 +352,7 @@ class _Opening:
 
     def _locate(self, address: str | None) -> hub.Located | None:
         """Find the model to fine-tune, if there is one."""
-        return None if address is None else hub.resolve(address)
+        return None if address is None else hub.resolve(address, quiet=self._quiet)
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
         """The configuration of a new run. base: the model to fine-tune."""
@@ -364,10 +372,10 @@ class _Opening:
         """The configuration of a resumed run. Raises UsageError that names contradicting options."""
         preset, start_from = self.request.preset, self.request.start_from
         contradictions = [
-            f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
-            for part, asked in (("data", self.request.data), ("train", self.request.train))
+            f"{_as_flag(key, value)} (the run has {_as_flag(key, has) if isinstance(has, bool) else has})"
+            for kept, asked in ((old.data, self.request.data), (old.train, self.request.train))
             for key, value in asked.items()
-            if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
+            if key not in TrainConfig.FREE and value != (has := getattr(kept, key))
         ]
         if preset not in (None, "auto", old.preset):
             contradictions.append(f"--preset {preset} (the run has {old.preset})")
@@ -437,11 +445,7 @@ class _Opening:
                     "Give those, or train another run with -o RUN, or add --force to continue with these.",
                 )
             self._warn("continuing with other images than those that the run was trained on")
-        if trainer.step > trainer.config.train.steps:
-            raise UsageError(
-                f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
-                "--steps is the total, also of a resumed run.",
-            )
+        _check_steps(trainer.config.train, trainer.step)
 
     def _newest_good(self, trainer: Trainer, found: list[Path]) -> str:
         """Load the newest intact checkpoint, and rename damaged newer ones. Returns its pack's fingerprint."""
@@ -518,7 +522,7 @@ def _same_model(address: str, base: str | None) -> bool:
     """Whether an address may be that of the model that a run fine-tunes. A branch may have newer commits by now."""
     if base is None:
         return False
-    path = Path(address).expanduser()
+    path = path_of(address)
     if path.exists():
         here = path.resolve()
         return Path(base) in (here, here.parent) or Path(base).parent in (here, here / "checkpoints")
@@ -532,6 +536,22 @@ def _check_batch(settings: TrainConfig, processes: int) -> None:
         raise UsageError(f"--accumulate {settings.accumulate}: a batch has only {settings.batch_size} images")
     if processes > settings.batch_size:
         raise UsageError(f"--batch-size {settings.batch_size}: fewer images than the {processes} processes")
+
+
+def _as_flag(key: str, value: object) -> str:
+    """A setting as the command line writes it: --batch-size 4, --flip, --no-flip."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
+def _check_steps(settings: TrainConfig, done: int) -> None:
+    """Raises UsageError if a run has done more steps than it shall."""
+    if done > settings.steps:
+        raise UsageError(
+            f"--steps {settings.steps}: the run has done {done} already", "--steps is the total, also of a resumed run."
+        )
 
 
 def _require_all(pack: Pack) -> None:
