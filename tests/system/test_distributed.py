@@ -139,3 +139,26 @@ def test_an_error_of_all_ranks_is_reported_once(pair, train, options, message):
     assert first.wait() == second.wait() > 0
     assert message in first.err
     assert f"\n{first.err}{second.err}".count("\nError: ") == 1, first.err + second.err
+
+
+ALONE = """
+from ddpm_cli.distributed import process_group
+from ddpm_cli.errors import LostProcessError, UsageError
+
+try:
+    with process_group() as world:
+        if world.is_main:
+            raise UsageError("only here")
+        world.barrier()
+except UsageError:
+    print("used wrongly")
+except LostProcessError:
+    print("lost")
+"""
+
+
+def test_an_error_of_one_rank_ends_both(pair):
+    """The rank that leaves does not wait for the other, which waits for it."""
+    first, second = pair(source=ALONE)
+    assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
+    assert (first.out, second.out) == (b"used wrongly\n", b"lost\n")
