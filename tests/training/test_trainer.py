@@ -162,6 +162,34 @@ def test_metrics_after_the_checkpoint_are_removed(tmp_path, pack):
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
 
 
+def test_previews_after_the_checkpoint_are_removed(tmp_path, pack):
+    """A checkpoint has the newest preview up to its step. Files that are not previews stay."""
+    run = tmp_path / "run"
+    for _ in start(run, pack, config_of(steps=7, keep=9)).events():
+        pass
+    [_, *lost] = runs.checkpoints(run)
+    for folder in lost:
+        folder.rename(folder.with_name(f"lost-{folder.name}"))
+    (run / "samples" / "step-6-mine.png").touch()
+    training = start(run, pack, config_of(steps=4, sample_every=3))
+    training.resume(runs.checkpoints(run)[-1])
+    drawn = []
+    for event in training.events():
+        if isinstance(event, Progress) and event.step == 4:
+            drawn = sorted(path.name for path in (run / "samples").iterdir())
+    assert drawn == ["step-00000003-raw.png", "step-00000003.png", "step-6-mine.png"]
+
+
+def test_a_checkpoint_has_no_preview_of_a_later_step(tmp_path, pack):
+    """Such as one that could not be removed."""
+    training = start(tmp_path / "run", pack, config_of(steps=1))
+    later = runs.preview_file(training.run, 6)
+    later.parent.mkdir()
+    later.write_bytes(b"a later preview")
+    for step, expected in ((5, None), (6, b"a later preview")):
+        assert checkpoint._newest_preview(training.run, step) == expected
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     run = tmp_path / "run"
     training = start(run, pack, config_of(steps=8))

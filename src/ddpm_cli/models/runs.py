@@ -2,7 +2,7 @@
 
 RUN/config.json, RUN/metrics.jsonl     the run's settings and its numbers
 RUN/checkpoints/step-00010000/         a model directory with the averaged weights, and training/
-RUN/samples/step-00010000.png          previews
+RUN/samples/step-00010000.png          previews; step-00010000-raw.png is drawn from the raw weights
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["checkpoint_folder", "checkpoints", "is_run", "newest_run", "step_of"]
+__all__ = ["checkpoint_folder", "checkpoints", "is_run", "newest_run", "preview_file", "previews", "step_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")  # not a copy that a user made
+_PREVIEW = re.compile(r"step-(\d{8,})(-raw)?\.png")
 
 
 def is_run(folder: Path) -> bool:
@@ -36,6 +37,17 @@ def checkpoints(run: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step of one of `checkpoints`."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def preview_file(run: Path, step: int, raw: bool = False) -> Path:
+    """The preview of a step, from the averaged or from the raw weights."""
+    return run / "samples" / f"step-{step:08d}{'-raw' if raw else ''}.png"
+
+
+def previews(run: Path) -> list[tuple[int, Path]]:
+    """The previews of a run from both kinds of weights, each with its step, oldest first."""
+    paths = (run / "samples").glob("step-*.png")
+    return sorted((int(m[1]), path) for path in paths if (m := _PREVIEW.fullmatch(path.name)))
 
 
 def newest_run(runs: Path, newest_file: Callable[[Path], Path | None]) -> Path | None:

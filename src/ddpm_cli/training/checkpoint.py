@@ -34,7 +34,7 @@ from ddpm_cli.files import (
 from ddpm_cli.models.card import CARD, PREVIEW
 from ddpm_cli.models.pipeline import save_model
 from ddpm_cli.models.pretrained import WEIGHTS
-from ddpm_cli.models.runs import checkpoint_folder, checkpoints, step_of
+from ddpm_cli.models.runs import checkpoint_folder, checkpoints, preview_file, previews, step_of
 
 __all__ = [
     "EMA",
@@ -43,6 +43,7 @@ __all__ = [
     "Checkpoint",
     "begin_run",
     "check_folders",
+    "forget_previews_after",
     "load_training",
     "prune",
     "require_run",
@@ -95,19 +96,30 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     require_run(run)
     path = checkpoint_folder(run, saved.step)
     with new_directory(path) as partial:
-        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run))
+        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run, saved.step))
         _save_training(partial, saved)
     prune(run, config.train.keep, config.train.keep_every)
     return path
 
 
-def _newest_preview(run: Path) -> bytes | None:
-    """The newest preview that can be read, for the model's card. A damaged preview must not prevent a checkpoint."""
-    previews = (run / "samples").glob("step-*[0-9].png")
-    for path in sorted(previews, key=lambda path: (len(path.name), path.name), reverse=True):
-        with contextlib.suppress(OSError):
-            return read_bytes(path)
+def _newest_preview(run: Path, last: int) -> bytes | None:
+    """The newest preview up to a step that can be read, for the model's card.
+
+    A damaged preview must not prevent a checkpoint.
+    """
+    for step, path in reversed(previews(run)):
+        if step <= last and path == preview_file(run, step):
+            with contextlib.suppress(OSError):
+                return read_bytes(path)
     return None
+
+
+def forget_previews_after(run: Path, step: int) -> None:
+    """Remove previews after `step`, since these steps will be done again."""
+    for drawn, path in previews(run):
+        if drawn > step:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _save_training(folder: Path, saved: Checkpoint) -> None:

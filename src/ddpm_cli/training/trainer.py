@@ -222,8 +222,7 @@ class Trainer:
         self.unet.train()
         if samples is None or raw is None:
             return None
-        path = self.run / "samples" / f"step-{self.step:08d}.png"
-        raw_path = path.with_stem(f"{path.stem}-raw")
+        path, raw_path = (runs.preview_file(self.run, self.step, raw) for raw in (False, True))
         data = [round(mean, 2) for mean in self.pack.mean]
         checkpoint.require_run(self.run)
         write_file(path, pictures.picture_bytes(pictures.grid(samples)))
@@ -243,7 +242,7 @@ class Trainer:
         checkpoint of the last good step is written first, if possible.
         """
         self.unite()
-        self.world.on_main(lambda: forget_after(self.run / "metrics.jsonl", self.step))
+        self.world.on_main(self._forget_lost_steps)
         window = self._window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
         try:
             yield from self._steps(window, should_stop)
@@ -258,6 +257,11 @@ class Trainer:
             raise error
         yield from self.world.on_all(lambda: list(self._finish_saving()) if self.world.is_main else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
+
+    def _forget_lost_steps(self) -> None:
+        """Remove what a run wrote after the checkpoint from which it resumes."""
+        forget_after(self.run / "metrics.jsonl", self.step)
+        checkpoint.forget_previews_after(self.run, self.step)
 
     def _steps(self, window: Window, should_stop: Callable[[], bool]) -> Iterator[Event]:
         settings, world = self.config.train, self.world
