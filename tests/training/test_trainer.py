@@ -26,7 +26,7 @@ from ddpm_cli.errors import TrainingError
 from ddpm_cli.models import runs
 from ddpm_cli.nn.ema import EMA
 from ddpm_cli.training import checkpoint, trainer
-from ddpm_cli.training.events import Finished, Logged, Previewed, Previewing, Progress, Saved
+from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 from ddpm_cli.training.metrics import Done, Window
 from ddpm_cli.training.plan import plan_run
 from ddpm_cli.training.trainer import Trainer
@@ -201,8 +201,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     training.parameters[0].data.fill_(math.nan)
     with pytest.raises(TrainingError, match="the loss is not finite at step 5") as caught:
         list(events)
-    assert "step-00000003" in (caught.value.hint or "")
+    advice = "Try --precision fp32, or a new run with a smaller --lr."
+    assert caught.value.hint == f"{advice} {runs.checkpoints(run)[-1]} is safe: --resume continues from it."
     assert weights_in(run) == good
+
+
+def test_a_line_that_was_not_written_is_not_logged(tmp_path, pack):
+    """As on a full disk. The event has the reason in words."""
+    training = start(tmp_path / "run", pack, config_of(steps=4))
+    metrics = training.run / "metrics.jsonl"
+    events = []
+    for event in training.events():
+        events.append(event)
+        if isinstance(event, Logged):
+            metrics.unlink()
+            metrics.mkdir()
+    assert [event.step for event in events if isinstance(event, Logged)] == [2]
+    assert NotSaved(4, f"{metrics}: Is a directory") in events
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path, pack, monkeypatch):

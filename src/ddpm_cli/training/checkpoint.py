@@ -37,7 +37,7 @@ from ddpm_cli.models.pretrained import WEIGHTS
 from ddpm_cli.models.runs import checkpoint_folder, checkpoints, preview_file, previews, step_of
 
 __all__ = [
-    "EMA",
+    "AVERAGED",
     "OPTIMIZER",
     "RAW",
     "Checkpoint",
@@ -56,7 +56,7 @@ __all__ = [
 # The files of a checkpoint that training resumes from.
 RAW, OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
 _STATE, _HASHES = "training/state.json", "training/hashes.json"
-EMA = f"unet/{WEIGHTS}.safetensors"
+AVERAGED = f"unet/{WEIGHTS}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Checkpoint:
     ema_updates: int
     optimizer: dict[str, Tensor]  # "exp_avg.<parameter>" and so on
     seconds: float  # of training so far
-    images: str  # fingerprint of the pack it trained on
+    fingerprint: str  # of the images it trained on
 
 
 @dataclass(frozen=True)
 class _State(Strict):
-    """training/state.json: the fields of a Checkpoint that are not tensors."""
+    """training/state.json: the fields of a Checkpoint that are not tensors. images: the fingerprint."""
 
     step: Count
     ema_updates: Annotated[int, between(0, 10**12)]
@@ -127,8 +127,8 @@ def _save_training(folder: Path, saved: Checkpoint) -> None:
     (folder / "training").mkdir()
     for name, tensors in ((RAW, saved.raw), (OPTIMIZER, saved.optimizer)):
         save_file(tensors, folder / name, metadata={"format": "pt"})
-    state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
-    (folder / _STATE).write_bytes(json_bytes(state))
+    state = _State(saved.step, saved.ema_updates, saved.seconds, images=saved.fingerprint)
+    (folder / _STATE).write_bytes(json_bytes(state.to_dict()))
     (folder / _HASHES).write_bytes(json_bytes(_hashes(folder)))
 
 
@@ -148,7 +148,7 @@ def _hash(path: Path) -> str:
 def _verify(folder: Path) -> None:
     """Raises ModelError if a file of a checkpoint has changed since it was written."""
     hashes = read_json(folder / _HASHES)
-    for name in (RAW, OPTIMIZER, _STATE, EMA):
+    for name in (RAW, OPTIMIZER, _STATE, AVERAGED):
         if name not in hashes:
             raise ModelError(f"{folder / _HASHES}: is damaged: it lacks {name}")
     for name, digest in hashes.items():
@@ -167,11 +167,15 @@ def _verify(folder: Path) -> None:
 def load_training(folder: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises ModelError if something is missing or damaged."""
     _verify(folder)
+    state = read_config(_State, folder / _STATE)
     return Checkpoint(
-        **read_config(_State, folder / _STATE).to_dict(),
+        step=state.step,
         raw=load_tensors(folder / RAW),
-        ema=load_tensors(folder / EMA),
+        ema=load_tensors(folder / AVERAGED),
+        ema_updates=state.ema_updates,
         optimizer=load_tensors(folder / OPTIMIZER),
+        seconds=state.seconds,
+        fingerprint=state.images,
     )
 
 

@@ -20,7 +20,7 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import training_loss
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
-from ddpm_cli.errors import DataError, LostProcessError, TrainingError
+from ddpm_cli.errors import DataError, LostProcessError, TrainingError, reason
 from ddpm_cli.files import write_file
 from ddpm_cli.models import runs
 from ddpm_cli.models.pretrained import fit_weights
@@ -119,7 +119,7 @@ class Trainer:
         raw, averaged, moments = self.unet.state_dict(), self.averaged.state_dict(), self._moments()
         for here, found, file in (
             (raw, saved.raw, checkpoint.RAW),
-            (averaged, saved.ema, checkpoint.EMA),
+            (averaged, saved.ema, checkpoint.AVERAGED),
             (moments, saved.optimizer, checkpoint.OPTIMIZER),
         ):
             for name, value in fit_weights(here, found, str(folder / file)).items():
@@ -127,7 +127,7 @@ class Trainer:
         self.ema.updates = saved.ema_updates
         self.first_step = self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
-        return saved.images
+        return saved.fingerprint
 
     def unite(self) -> None:
         """Copy the state of rank 0 to all ranks, and set up DistributedDataParallel."""
@@ -171,7 +171,7 @@ class Trainer:
             batch = self.pack[self._mine(self.step)]
             self.pack.prefetch(self._mine(self.step + 1))
         except OSError as error:
-            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({error})") from None
+            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({reason(error)})") from None
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
@@ -208,7 +208,7 @@ class Trainer:
             ema_updates=self.ema.updates,
             optimizer=moments,
             seconds=round(self.seconds, 3),
-            images=self.pack.fingerprint,
+            fingerprint=self.pack.fingerprint,
         )
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
@@ -253,7 +253,7 @@ class Trainer:
             if self.world.is_main:
                 yield from self.rescue(error)
             if isinstance(error, TrainingError) and (kept := runs.checkpoints(self.run)):
-                error.hint = f"{kept[-1]} is safe: --resume continues from it. {error.hint or ''}".strip()
+                error.hint = f"{error.hint or ''} {kept[-1]} is safe: --resume continues from it.".strip()
             raise error
         yield from self.world.on_all(lambda: list(self._finish_saving()) if self.world.is_main else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
@@ -298,8 +298,7 @@ class Trainer:
                 window.reset(self.step, self.seconds)
                 self._colours = {}
                 if world.is_main:
-                    yield from self._log(line)
-                yield Logged(line)
+                    yield self._log(line)
 
     def _finish_saving(self) -> Iterator[Event]:
         """Write the last checkpoint, unless it exists."""
@@ -326,14 +325,14 @@ class Trainer:
             else:
                 yield from self.saver.outcome(wait=True)
         except Exception as failed:  # only the error that ends the run is raised
-            yield NotSaved(self.step, str(failed), goes_on=False)
+            yield NotSaved(self.step, reason(failed), goes_on=False)
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw a preview, keep its mean colours for the metrics, and add it to the card of this step's checkpoint."""
         try:
             preview = self.preview(should_stop)
         except (OSError, DataError) as error:
-            yield NotSaved(self.step, str(error))
+            yield NotSaved(self.step, reason(error))
             return
         if preview is None:
             return
@@ -341,12 +340,13 @@ class Trainer:
         self._colours = {"mean": preview.mean, "raw_mean": preview.raw_mean, "data_mean": preview.data}
         yield from self.saver.add_preview(self.step, preview.path)
 
-    def _log(self, line: Mapping[str, Any]) -> Iterator[Event]:
+    def _log(self, line: dict[str, Any]) -> Event:
         try:
             with (self.run / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            yield NotSaved(self.step, str(error))
+            return NotSaved(self.step, reason(error))
+        return Logged(line)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
