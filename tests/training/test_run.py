@@ -59,6 +59,26 @@ def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):
     assert DDPM.from_pretrained("python").sample(1).shape == (1, 1, 8, 8)
 
 
+def test_notes_are_the_same_in_python_and_in_the_shell(cli, digits, quick_model, monkeypatch):
+    """Images that were left out, few images, a small disk and a large cache."""
+    shutil.copytree(digits, "images")
+    for i in range(7):
+        Path(f"images/bad-{i}.png").write_bytes(b"bad")
+    monkeypatch.setattr("ddpm_cli.training.notes._MUCH_CACHE", -1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    options = {"start_from": str(quick_model), "steps": 1, "batch_size": 4, "precision": "fp32"}
+    found = []
+    train("images", "run", on_note=found.append, **options)
+    assert [note.split()[0] for note in found] == [*["left"] * 6, "few", str(Path.cwd() / "run"), "the"]
+    _, _, err = cli(
+        *("train", "images", "-o", "run", "--from", quick_model, "--steps", 1, "--batch-size", 4, "--force"),
+        *("--precision", "fp32"),
+    )
+    assert [line for line in err.splitlines() if line.startswith("Note: ") and "moved" not in line] == [
+        f"Note: {note}" for note in found
+    ]
+
+
 def test_a_stopped_run_can_be_resumed(start):
     start("whole", steps=5)
     events = []

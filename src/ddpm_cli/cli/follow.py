@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -28,11 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "follow", "header", "show_plan"]
 
-_FEW_IMAGES = 1000  # with fewer, a model memorizes them
 _DAY = 86_400
-_MUCH_CACHE = 5e9  # bytes of other decoded images
 _LOG_SECONDS = 30  # between lines of progress if there is no bar
-_NAMED = 5  # the most files that were left out, or IMAGES in the command to continue, that are printed
+_NAMED = 5  # the most IMAGES that are printed in the command to continue
 
 
 def header(console: Console, run: Run, machine: str) -> None:
@@ -43,38 +39,9 @@ def header(console: Console, run: Run, machine: str) -> None:
     console.note(f"ddpm {__version__}: {doing}, run {folder}", style="bold")
     rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out"}
     console.table(rows | _plan(trainer, machine))
-    if not trainer.step:  # a resumed run has printed this before
-        for name, reason in pack.left_out[:_NAMED]:
-            console.warn(f"left out {name}: {reason}")
-        if len(pack.left_out) > _NAMED:
-            console.warn(f"left out {len(pack.left_out) - _NAMED} more; {folder / 'left_out.txt'} lists all of them")
-        if len(pack) < _FEW_IMAGES:
-            console.warn(f"few images ({len(pack)}): expect the model to memorize them")
-    need, free, place = _disk(trainer)
-    if need > free:
-        console.warn(f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}")
-    if (others := _bytes_of_other_images(pack.folder)) > _MUCH_CACHE:
-        console.warn(f"the cache has {in_bytes(others)} of other decoded images; ddpm cache lists and removes them")
+    for note in run.notes():
+        console.warn(note)
     console.note("  Ctrl-C saves a checkpoint and stops")
-
-
-def _bytes_of_other_images(pack: Path) -> int:
-    """Bytes of the decoded images in the cache, besides those of this run."""
-    from ddpm_cli.data.cache import cache_folder, pack_sizes
-
-    return sum(size for folder, size in pack_sizes(cache_folder()).items() if folder.name != pack.name)
-
-
-def _disk(trainer: Trainer) -> tuple[int, int, Path]:
-    """Bytes that the checkpoints of a run will need, bytes that are free, and the folder in which they are free."""
-    from ddpm_cli.models.runs import checkpoints
-
-    run = trainer.run
-    missing = max(
-        1, trainer.config.train.keep + 1 - len(checkpoints(run))
-    )  # an old one is removed after a new one is written
-    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
-    return missing * trainer.checkpoint_bytes, shutil.disk_usage(place).free, place
 
 
 def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
@@ -111,11 +78,12 @@ def _parameters(trainer: Trainer) -> int:
 def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
     """Print the result of --dry-run: the settings, and the memory, time and disk space that they need."""
     from ddpm_cli.training.memory import total_memory
+    from ddpm_cli.training.notes import disk_space
 
     trainer, folder, start = run.trainer, run.folder, found.first_step
     train, pack = run.config.train, trainer.pack
     memory, each = total_memory(trainer.device), " in each process" if trainer.world.size > 1 else ""
-    need, free, place = _disk(trainer)
+    need, free, place = disk_space(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
     seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"

@@ -36,6 +36,7 @@ from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Event
+from ddpm_cli.training.notes import notes
 from ddpm_cli.training.plan import Base, plan_run
 from ddpm_cli.training.rehearsal import BlankPack, Rehearsal, measure, rehearse
 from ddpm_cli.training.trainer import Trainer
@@ -133,6 +134,10 @@ class Run:
     def _sample_every_asked(self) -> bool:
         return "sample_every" in self._opening.request.train
 
+    def notes(self) -> Iterator[str]:
+        """What the user should know before the first step, after `begin`."""
+        return notes(self.trainer)
+
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, after `begin`; see `Trainer.events`."""
         return self.trainer.events(should_stop)
@@ -192,6 +197,8 @@ def train(
     )
     with process_group() as world, open_run(request, world, device, precision, warn=on_note) as run:
         run.begin()
+        for note in run.notes() if world.is_main else ():
+            on_note(note)
         with stop_signals(_ctrl_c(), again=lambda number: signal.default_int_handler(number, None)) as caught:
             try:
                 for event in run.events(lambda: bool(caught) or should_stop()):
