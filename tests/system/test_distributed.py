@@ -141,6 +141,22 @@ def test_an_error_of_all_ranks_is_reported_once(pair, train, options, message):
     assert f"\n{first.err}{second.err}".count("\nError: ") == 1, first.err + second.err
 
 
+PYTHON = """
+import sys
+from ddpm_cli import train
+
+train(sys.argv[1], "run", start_from=sys.argv[2], steps=2, batch_size=4, on_event=print, on_note=print)
+"""
+
+
+def test_events_and_notes_in_python_are_those_of_rank_0(pair, digits, quick_model):
+    first, second = pair(digits, quick_model, source=PYTHON)
+    finish(first, second)
+    assert b"few images" in first.out
+    assert b"Finished(step=2, interrupted=False)" in first.out
+    assert second.out == b""
+
+
 ALONE = """
 from ddpm_cli.distributed import process_group
 from ddpm_cli.errors import LostProcessError, UsageError
