@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -32,6 +33,7 @@ __all__ = ["World", "is_lost", "lost_process", "no_sync", "process_group", "rest
 
 _GROUP_TIMEOUT = timedelta(days=7)  # torchrun notices dead processes and ends the others
 _START_TIMEOUT = timedelta(minutes=15)  # for all processes to start
+_LEAVE_SECONDS = 5.0  # to leave the group after an error
 _POLL = 0.05  # seconds
 _Result = TypeVar("_Result")
 
@@ -227,8 +229,17 @@ def process_group() -> Iterator[World]:
         else:  # another launcher, which does not restart processes
             torch.distributed.init_process_group(backend)
         cpu_group = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
-    yield World(rank, size, local_rank, cast("ProcessGroup", cpu_group))
-    torch.distributed.destroy_process_group()  # not after an error: it might wait for processes that wait for this one
+    try:
+        yield World(rank, size, local_rank, cast("ProcessGroup", cpu_group))
+    except LostProcessError:
+        raise
+    except Exception:
+        # The threads of a group that is left open may abort the process at its end, which hides the exit code.
+        leaving = Thread(target=torch.distributed.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_SECONDS)  # it may wait for processes that wait for this one
+        raise
+    torch.distributed.destroy_process_group()
 
 
 def _meet(rank: int, size: int) -> Store:

@@ -9,6 +9,7 @@ __all__ = [
     "ModelError",
     "TrainingError",
     "UsageError",
+    "reason",
 ]
 
 
@@ -59,3 +60,10 @@ class ElsewhereError(DDPMError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process failed")
         self.exit_code = exit_code
+
+
+def reason(error: Exception) -> str:
+    """An error in words, without the number and the brackets of an OSError: `file.png: No such file or directory`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

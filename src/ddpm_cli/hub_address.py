@@ -1,13 +1,14 @@
-"""Addresses on the Hugging Face Hub, as people write them: org/name[@revision], a URL, hf://..."""
+"""Addresses as people write them: a path, or on the Hugging Face Hub org/name[@revision], a URL, hf://..."""
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["NAME", "HubAddress", "parse_name", "parse_url"]
+__all__ = ["NAME", "HubAddress", "parse_name", "parse_url", "path_of"]
 
 # org/name: letters, digits and _; also . and -, but not first or last. So no part is `..` or begins with a dot.
 _PART = r"\w(?:[\w.-]*\w)?"
@@ -24,6 +25,14 @@ class HubAddress(NamedTuple):
 
     name: str
     revision: str | None
+
+
+def path_of(address: str) -> Path:
+    """An address as a path, with ~ and ~user replaced by the home folder of that user, if there is one."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError:
+        return Path(address)
 
 
 def parse_name(text: str) -> HubAddress | None:

@@ -127,7 +127,7 @@ def test_every_checkpoint_is_a_model_page(finished_run, digits):
     assert f"![Samples]({PREVIEW})" in card.text
     assert (newest / PREVIEW).read_bytes() == (finished_run / "samples" / "step-00000004.png").read_bytes()
     assert "| data | 60 images, digits |" in card.text
-    assert "| learning rate | 0.001, linear warm-up over 100 steps |" in card.text
+    assert "| learning rate | 0.002, linear warm-up over 100 steps |" in card.text
     for name in (CARD, RECIPE):
         assert str(digits.parent) not in (newest / name).read_text()
     earlier = finished_run / "checkpoints" / "step-00000002"  # before there was any preview

@@ -142,6 +142,7 @@ def test_errors_are_explained(cli, server, run, small_model, monkeypatch):
         return result[2]
 
     assert "nothing: no such file" in refusal("nothing", "me/digits")
+    assert "~nobody-here/x: no such file" in refusal("~nobody-here/x", "me/digits")
     assert "../x: not the name" in refusal(run, "../x", code=2)
     assert "digits: not the name" in refusal(run, "digits", code=2)
     assert "digits--x/a--b: not a name that the Hub takes" in refusal(run, "digits--x/a--b")

@@ -118,7 +118,7 @@ def test_force_does_not_replace_a_run_that_is_training(tmp_path):
     run = tmp_path / "run"
     with lock(run / ".lock"), contextlib.ExitStack() as held:
         request = Request(["images"], run, force=True)
-        opening = _Opening(request, World(), torch.device("cpu"), False, None, print, held)
+        opening = _Opening(request, World(), torch.device("cpu"), False, None, print, held, quiet=True)
         with pytest.raises(LockedError, match="another process is training this run"):
             opening.make_folder(None, resuming=False)
     assert run.exists()
@@ -130,11 +130,51 @@ def test_force_does_not_replace_a_run_that_is_training(tmp_path):
         (("--batch-size", 1), "--batch-size 1: fewer images than the 2 processes"),
         (("--channels", 3), "--channels 3: the model of --from has 1"),
         (("--lr", 1e30, "--steps", 100), "is not finite at step"),
+        (("ftp://x/y",), "ftp://x/y"),
         (("--device", "mps"), "--device mps is one device for 2 processes"),
     ],
 )
 def test_an_error_of_all_ranks_is_reported_once(pair, train, options, message):
-    first, second = pair(*train, "-o", "run", *options)
-    assert first.wait() == second.wait() != 0
+    first, second = pair(*(train if options[0].startswith("--") else ("train",)), *options)
+    assert first.wait() == second.wait() > 0
     assert message in first.err
     assert f"\n{first.err}{second.err}".count("\nError: ") == 1, first.err + second.err
+
+
+PYTHON = """
+import sys
+from ddpm_cli import train
+
+train(sys.argv[1], "run", start_from=sys.argv[2], steps=2, batch_size=4, on_event=print, on_note=print)
+"""
+
+
+def test_events_and_notes_in_python_are_those_of_rank_0(pair, digits, quick_model):
+    first, second = pair(digits, quick_model, source=PYTHON)
+    finish(first, second)
+    assert b"few images" in first.out
+    assert b"Finished(step=2, interrupted=False)" in first.out
+    assert second.out == b""
+
+
+ALONE = """
+from ddpm_cli.distributed import process_group
+from ddpm_cli.errors import LostProcessError, UsageError
+
+try:
+    with process_group() as world:
+        if world.is_main:
+            raise UsageError("only here")
+        world.barrier()
+except UsageError:
+    print("used wrongly")
+except LostProcessError:
+    print("lost")
+"""
+
+
+def test_an_error_of_one_rank_ends_both(pair):
+    """The rank that leaves does not wait for the other, which waits for it."""
+    first, second = pair(source=ALONE)
+    assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
+    assert (first.out, second.out) == (b"used wrongly\n", b"lost\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import picture
+from conftest import picture, step_in
 from ddpm_cli.models import runs
 from ddpm_cli.training import checkpoint
 from processes import DDPM, wait_until
@@ -39,6 +39,26 @@ def test_a_stopped_run_is_saved_and_resumes(start, cli, digits, quick_model, num
     assert f"stopped at step {step} of 1000000" in process.err
     code, _, err = cli("train", digits, "--resume", "--steps", step + 2)
     assert (code, f"resuming at step {step}" in err) == (0, True), err
+
+
+PYTHON = """
+import sys
+from ddpm_cli import train
+
+train(sys.argv[1], "run", start_from=sys.argv[2], steps=10**6, batch_size=4, sample_every=10**6, save_every=10**6,
+      log_every=1, on_event=print)
+"""
+
+
+def test_ctrl_c_in_python_saves_the_last_step(start, digits, quick_model):
+    run = Path("run")
+    process = start(digits, quick_model, source=PYTHON)
+    wait_until(lambda: b"Logged" in process.out, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == -signal.SIGINT
+    assert process.err.endswith("KeyboardInterrupt\n")
+    assert f"Finished(step={step_in(run)}, interrupted=True)" in process.out.decode()
+    assert checkpoint.load_training(runs.checkpoints(run)[-1]).step > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors.torch import load_file
 
 import hub_server
 from conftest import SMALL, write_model
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.distributed import World
 from ddpm_cli.models import runs
+from ddpm_cli.training.run import Request, open_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = ("--batch-size", "4", "-q")
@@ -86,6 +89,17 @@ def test_a_model_of_the_hub(cli, digits, quick_model, tmp_path, monkeypatch):
         assert cli(*again)[0] == 0
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_download_of_a_model_has_a_progress_bar(digits, quick_model, tmp_path, monkeypatch, quiet):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    enable_progress_bars()
+    with hub_server.serve() as server:
+        server.add("org/small", quick_model)
+        request = Request([str(digits)], Path("run"), start_from="org/small")
+        with open_run(request, World(), quiet=quiet):
+            assert are_progress_bars_disabled() == quiet
+
+
 def test_a_run_without_a_checkpoint_starts_from_the_model_again(cli, digits, quick_model):
     train = ("train", digits, "-o", "run", "--from", quick_model, "--steps", "2", *QUICK)
     assert cli(*train)[0] == 0
@@ -109,6 +123,7 @@ def test_options_with_from(cli, digits, small_model, color_model):
     assert cli("train", digits, "-o", "run", "--from", small_model, "--size", "12", "--steps", "1", *QUICK)[0] == 0
     assert config_of(Path("run"))["unet"]["sample_size"] == 12
     assert f"--from {color_model} (the run has {small_model})" in refusal("--resume", "--from", color_model)
+    assert "--from ~nobody-here/x (the run has" in refusal("--resume", "--from", "~nobody-here/x")
     assert cli("train", digits, "-o", "run", "--resume", "--from", small_model, "--steps", "2", "-q")[0] == 0
     assert cli("train", digits, "-o", "other", "--steps", "1", "--size", "8", *QUICK)[0] == 0
     code, _, err = cli("train", digits, "-o", "other", "--resume", "--from", small_model)

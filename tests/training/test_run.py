@@ -4,16 +4,36 @@ import errno
 import fcntl
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from conftest import weights_in
+from conftest import step_in, weights_in
 from ddpm_cli import DDPM, train
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import DDPMError, LockedError
-from ddpm_cli.files import lock
+from ddpm_cli.files import lock, read_json
+from ddpm_cli.nn.ema import EMA
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Finished, Logged, Previewed, Saved
+
+# A value of each setting of the training that is not its default.
+SETTINGS = {
+    "steps": 2,
+    "batch_size": 3,
+    "lr": 0.5,
+    "accumulate": 2,
+    "lr_warmup": 7,
+    "ema_decay": 0.5,
+    "grad_clip": 2.0,
+    "seed": 3,
+    "save_every": 2,
+    "sample_every": 2,
+    "log_every": 2,
+    "keep": 1,
+    "keep_every": 2,
+}
 
 
 @pytest.fixture
@@ -39,6 +59,26 @@ def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):
     assert DDPM.from_pretrained("python").sample(1).shape == (1, 1, 8, 8)
 
 
+def test_notes_are_the_same_in_python_and_in_the_shell(cli, digits, quick_model, monkeypatch):
+    """Images that were left out, few images, a small disk and a large cache."""
+    shutil.copytree(digits, "images")
+    for i in range(7):
+        Path(f"images/bad-{i}.png").write_bytes(b"bad")
+    monkeypatch.setattr("ddpm_cli.training.notes._MUCH_CACHE", -1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    options = {"start_from": str(quick_model), "steps": 1, "batch_size": 4, "precision": "fp32"}
+    found = []
+    train("images", "run", on_note=found.append, **options)
+    assert [note.split()[0] for note in found] == [*["left"] * 6, "few", str(Path.cwd() / "run"), "the"]
+    _, _, err = cli(
+        *("train", "images", "-o", "run", "--from", quick_model, "--steps", 1, "--batch-size", 4, "--force"),
+        *("--precision", "fp32"),
+    )
+    assert [line for line in err.splitlines() if line.startswith("Note: ") and "moved" not in line] == [
+        f"Note: {note}" for note in found
+    ]
+
+
 def test_a_stopped_run_can_be_resumed(start):
     start("whole", steps=5)
     events = []
@@ -48,6 +88,37 @@ def test_a_stopped_run_can_be_resumed(start):
         start("parts", steps=5)
     start("parts", steps=5, resume=True)
     assert weights_in(Path("parts")) == weights_in(Path("whole"))
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_a_callback_that_raises_does_not_lose_the_run(start, kind):
+    """A checkpoint of the last step is saved, and the error goes on."""
+
+    def fail(event) -> None:
+        if event.step == 3:
+            raise kind
+
+    start("whole", steps=5)
+    with pytest.raises(kind):
+        start("parts", steps=5, on_event=fail)
+    assert step_in(Path("parts")) == 3
+    start("parts", steps=5, resume=True)
+    assert weights_in(Path("parts")) == weights_in(Path("whole"))
+
+
+def test_a_step_that_is_interrupted_half_way_is_not_saved(start, monkeypatch):
+    """The weights are those of step 4, but their averages still those of step 3."""
+    update = EMA.update
+
+    def interrupted(ema: EMA, *args) -> None:
+        if ema.updates == 3:
+            raise KeyboardInterrupt
+        update(ema, *args)
+
+    monkeypatch.setattr(EMA, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start("run", steps=5, save_every=2)
+    assert step_in(Path("run")) == 2
 
 
 def test_the_folder_is_named_after_the_images(digits, start):
@@ -60,6 +131,21 @@ def test_an_unknown_setting_is_a_type_error(start):
     with pytest.raises(TypeError, match="train\\(\\) has no setting 'stepz'"):
         start("run", stepz=4)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
+def test_every_setting_of_the_training_can_be_chosen(start, name):
+    start("run", **({"steps": 1} | {name: SETTINGS[name]}))
+    assert read_json(Path("run/config.json"))["train"][name] == SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", ["steps", "save_every", "sample_every", "log_every", "size", "channels", "lr"])
+def test_zero_is_refused_and_none_is_open(start, name):
+    with pytest.raises(DDPMError, match=r"\b0\b"):
+        start("run", **({"steps": 1} | {name: 0}))
+    assert not Path("run").exists()
+    if name != "steps":
+        start("run", **({"steps": 1} | {name: None}))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "config.json", "metrics.jsonl"])

@@ -26,7 +26,7 @@ from ddpm_cli.errors import TrainingError
 from ddpm_cli.models import runs
 from ddpm_cli.nn.ema import EMA
 from ddpm_cli.training import checkpoint, trainer
-from ddpm_cli.training.events import Finished, Logged, Previewed, Previewing, Progress, Saved
+from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 from ddpm_cli.training.metrics import Done, Window
 from ddpm_cli.training.plan import plan_run
 from ddpm_cli.training.trainer import Trainer
@@ -162,6 +162,34 @@ def test_metrics_after_the_checkpoint_are_removed(tmp_path, pack):
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
 
 
+def test_previews_after_the_checkpoint_are_removed(tmp_path, pack):
+    """A checkpoint has the newest preview up to its step. Files that are not previews stay."""
+    run = tmp_path / "run"
+    for _ in start(run, pack, config_of(steps=7, keep=9)).events():
+        pass
+    [_, *lost] = runs.checkpoints(run)
+    for folder in lost:
+        folder.rename(folder.with_name(f"lost-{folder.name}"))
+    (run / "samples" / "step-6-mine.png").touch()
+    training = start(run, pack, config_of(steps=4, sample_every=3))
+    training.resume(runs.checkpoints(run)[-1])
+    drawn = []
+    for event in training.events():
+        if isinstance(event, Progress) and event.step == 4:
+            drawn = sorted(path.name for path in (run / "samples").iterdir())
+    assert drawn == ["step-00000003-raw.png", "step-00000003.png", "step-6-mine.png"]
+
+
+def test_a_checkpoint_has_no_preview_of_a_later_step(tmp_path, pack):
+    """Such as one that could not be removed."""
+    training = start(tmp_path / "run", pack, config_of(steps=1))
+    later = runs.preview_file(training.run, 6)
+    later.parent.mkdir()
+    later.write_bytes(b"a later preview")
+    for step, expected in ((5, None), (6, b"a later preview")):
+        assert checkpoint._newest_preview(training.run, step) == expected
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     run = tmp_path / "run"
     training = start(run, pack, config_of(steps=8))
@@ -173,8 +201,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, pack):
     training.parameters[0].data.fill_(math.nan)
     with pytest.raises(TrainingError, match="the loss is not finite at step 5") as caught:
         list(events)
-    assert "step-00000003" in (caught.value.hint or "")
+    advice = "Try --precision fp32, or a new run with a smaller --lr."
+    assert caught.value.hint == f"{advice} {runs.checkpoints(run)[-1]} is safe: --resume continues from it."
     assert weights_in(run) == good
+
+
+def test_a_line_that_was_not_written_is_not_logged(tmp_path, pack):
+    """As on a full disk. The event has the reason in words."""
+    training = start(tmp_path / "run", pack, config_of(steps=4))
+    metrics = training.run / "metrics.jsonl"
+    events = []
+    for event in training.events():
+        events.append(event)
+        if isinstance(event, Logged):
+            metrics.unlink()
+            metrics.mkdir()
+    assert [event.step for event in events if isinstance(event, Logged)] == [2]
+    assert NotSaved(4, f"{metrics}: Is a directory") in events
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path, pack, monkeypatch):
@@ -366,7 +409,7 @@ def test_plan(digits, emoji):
     from ddpm_cli.errors import UsageError
 
     found = survey(open_source(digits, Path()))
-    config = plan_run(found, str(digits), on_gpu=False, steps=1000)
+    config = plan_run(found, str(digits), on_gpu=False, train={"steps": 1000})
     assert (config.preset, config.data.size, config.data.channels, config.train.steps) == ("tiny", 28, 1, 1000)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert plan_run(found, str(digits), on_gpu=True).preset == "cifar10"
@@ -383,10 +426,10 @@ def test_plan(digits, emoji):
     assert chosen(1000) == ("256", 256)
     assert chosen(1000, on_gpu=False) == ("tiny", 32)
     assert chosen(1000, preset="cifar10") == ("cifar10", 32)
-    assert chosen(1000, on_gpu=False, size=64) == ("tiny", 64)
-    assert chosen(1000, size=96) == ("128", 96)
+    assert chosen(1000, on_gpu=False, data={"size": 64}) == ("tiny", 64)
+    assert chosen(1000, data={"size": 96}) == ("128", 96)
     with pytest.raises(UsageError, match="--size 30"):
-        chosen(100, size=30)
+        chosen(100, data={"size": 30})
     with pytest.raises(UsageError, match="--preset huge"):
         chosen(100, preset="huge")
     paper = plan_run(Survey(9, 9, 0, 32, 32), str(digits), True, preset="cifar10")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
+from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more, in_bytes
 from ddpm_cli.training.presets import PRESETS
 
@@ -27,12 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "follow", "header", "show_plan"]
 
-_FEW_IMAGES = 1000  # with fewer, a model memorizes them
 _DAY = 86_400
-_MUCH_CACHE = 5e9  # bytes of other decoded images
 _LOG_SECONDS = 30  # between lines of progress if there is no bar
-_NAMED = 5  # the most files that were left out, or IMAGES in the command to continue, that are printed
-_ONE_SIGNAL = 1.0  # seconds; batch system and launcher may both send the same signal
+_NAMED = 5  # the most IMAGES that are printed in the command to continue
 
 
 def header(console: Console, run: Run, machine: str) -> None:
@@ -43,38 +39,9 @@ def header(console: Console, run: Run, machine: str) -> None:
     console.note(f"ddpm {__version__}: {doing}, run {folder}", style="bold")
     rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out"}
     console.table(rows | _plan(trainer, machine))
-    if not trainer.step:  # a resumed run has printed this before
-        for name, reason in pack.left_out[:_NAMED]:
-            console.warn(f"left out {name}: {reason}")
-        if len(pack.left_out) > _NAMED:
-            console.warn(f"left out {len(pack.left_out) - _NAMED} more; {folder / 'left_out.txt'} lists all of them")
-        if len(pack) < _FEW_IMAGES:
-            console.warn(f"few images ({len(pack)}): expect the model to memorize them")
-    need, free, place = _disk(trainer)
-    if need > free:
-        console.warn(f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}")
-    if (others := _bytes_of_other_images(pack.folder)) > _MUCH_CACHE:
-        console.warn(f"the cache has {in_bytes(others)} of other decoded images; ddpm cache lists and removes them")
+    for note in run.notes():
+        console.warn(note)
     console.note("  Ctrl-C saves a checkpoint and stops")
-
-
-def _bytes_of_other_images(pack: Path) -> int:
-    """Bytes of the decoded images in the cache, besides those of this run."""
-    from ddpm_cli.data.cache import cache_folder, pack_sizes
-
-    return sum(size for folder, size in pack_sizes(cache_folder()).items() if folder.name != pack.name)
-
-
-def _disk(trainer: Trainer) -> tuple[int, int, Path]:
-    """Bytes that the checkpoints of a run will need, bytes that are free, and the folder in which they are free."""
-    from ddpm_cli.models.runs import checkpoints
-
-    run = trainer.run
-    missing = max(
-        1, trainer.config.train.keep + 1 - len(checkpoints(run))
-    )  # an old one is removed after a new one is written
-    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
-    return missing * trainer.checkpoint_bytes, shutil.disk_usage(place).free, place
 
 
 def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
@@ -111,11 +78,12 @@ def _parameters(trainer: Trainer) -> int:
 def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> None:
     """Print the result of --dry-run: the settings, and the memory, time and disk space that they need."""
     from ddpm_cli.training.memory import total_memory
+    from ddpm_cli.training.notes import disk_space
 
     trainer, folder, start = run.trainer, run.folder, found.first_step
     train, pack = run.config.train, trainer.pack
     memory, each = total_memory(trainer.device), " in each process" if trainer.world.size > 1 else ""
-    need, free, place = _disk(trainer)
+    need, free, place = disk_space(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
     seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
@@ -159,32 +127,10 @@ def _split(batch_size: int, processes: int, parts: int) -> str:
     return shared + (f" in {parts} parts" if parts > 1 else "")
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Catch signals to stop: the first one is appended to the list that this yields, a second one exits at once.
-
-    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as under nohup.
-    """
-    caught: list[int] = []
-    first = 0.0
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal first
-        if not caught:
-            caught.append(number)
-            first = time.monotonic()
-        elif time.monotonic() - first > _ONE_SIGNAL:
-            sys.exit(128 + number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop_numbers() -> list[int]:
+    """SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless it is ignored, as by nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 @contextmanager
@@ -229,7 +175,8 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
     started = printed = time.monotonic()
     event: Event
     show_on_board = _board(console, trainer, tensorboard)
-    with _stop_signals() as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
+    stopping = stop_signals(_stop_numbers(), again=lambda number: sys.exit(128 + number))
+    with stopping as caught, show_on_board as show, console.bar("training", total, eta=False) as update:
         update(trainer.step)
         for event in run.events(lambda: bool(caught)):
             show(event)

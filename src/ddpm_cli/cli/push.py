@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import ModelError, UsageError
-from ddpm_cli.hub_address import NAME
+from ddpm_cli.hub_address import NAME, path_of
 from ddpm_cli.text import in_bytes, printable
 
 __all__ = ["EXAMPLES", "push"]
@@ -52,7 +51,7 @@ def push(
     console = Console("push", as_json, quiet)
     if not re.fullmatch(NAME, repository):
         raise UsageError(f"{repository}: not the name of a repository on the Hub", "Write org/name or user/name.")
-    if not Path(model).expanduser().exists():
+    if not path_of(model).exists():
         raise ModelError(f"{model}: no such file or directory", "Give a run or a model directory on this machine.")
     if not yes and (quiet or not sys.stdin.isatty()):
         raise UsageError(

@@ -254,7 +254,8 @@ def _train(
 
     if tensorboard:
         world.on_main(lambda: require_tensorboard() and None)
-    with open_run(request, world, device, precision, dry_run, console.progress, console.warn) as run:
+    quiet = not console.live
+    with open_run(request, world, device, precision, dry_run, console.progress, console.warn, quiet) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
             with console.trial("trying a training step and a preview"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_cli.errors import ModelError
-from ddpm_cli.hub_address import parse_name, parse_url
+from ddpm_cli.hub_address import parse_name, parse_url, path_of
 from ddpm_cli.models.card import CARD
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
 from ddpm_cli.models.recipe import RECIPE
@@ -57,9 +57,7 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
         raise ModelError(
             f"{address}: not a model's page on the Hugging Face Hub", "Write https://huggingface.co/org/name."
         )
-    path = Path(address)
-    with contextlib.suppress(RuntimeError):  # there is no such user
-        path = path.expanduser()
+    path = path_of(address)
     if path.exists():
         return _on_disk(path)
     if found := parse_name(address):

@@ -1,4 +1,4 @@
-"""Finds runs, and the checkpoints in the folder of a run."""
+"""Finds runs, and the checkpoints and previews in the folder of a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_cli.run_folder import CHECKPOINTS
+from ddpm_cli.run_folder import CHECKPOINTS, SAMPLES
 
-__all__ = ["checkpoint_folder", "checkpoints", "newest_run", "step_of"]
+__all__ = ["checkpoint_folder", "checkpoints", "newest_run", "preview_file", "previews", "step_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")  # not a copy that a user made
+_PREVIEW = re.compile(r"step-(\d{8,})(-raw)?\.png")
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -28,6 +29,17 @@ def checkpoints(run: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step of one of `checkpoints`."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def preview_file(run: Path, step: int, raw: bool = False) -> Path:
+    """The preview of a step, from the averaged or from the raw weights."""
+    return run / SAMPLES / f"step-{step:08d}{'-raw' if raw else ''}.png"
+
+
+def previews(run: Path) -> list[tuple[int, Path]]:
+    """The previews of a run from both kinds of weights, each with its step, oldest first."""
+    paths = (run / SAMPLES).glob("step-*.png")
+    return sorted((int(m[1]), path) for path in paths if (m := _PREVIEW.fullmatch(path.name)))
 
 
 def newest_run(runs: Path, newest_file: Callable[[Path], Path | None]) -> Path | None:

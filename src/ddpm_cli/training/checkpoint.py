@@ -34,15 +34,17 @@ from ddpm_cli.files import (
 from ddpm_cli.models.card import CARD, PREVIEW
 from ddpm_cli.models.pipeline import save_model
 from ddpm_cli.models.pretrained import WEIGHTS
-from ddpm_cli.models.runs import checkpoint_folder, checkpoints, step_of
+from ddpm_cli.models.runs import checkpoint_folder, checkpoints, preview_file, previews, step_of
+from ddpm_cli.run_folder import CHECKPOINTS, CONFIG, METRICS, SAMPLES
 
 __all__ = [
-    "EMA",
+    "AVERAGED",
     "OPTIMIZER",
     "RAW",
     "Checkpoint",
     "begin_run",
     "check_folders",
+    "forget_previews_after",
     "load_training",
     "prune",
     "require_run",
@@ -55,7 +57,7 @@ __all__ = [
 # The files of a checkpoint that training resumes from.
 RAW, OPTIMIZER = "training/raw.safetensors", "training/optimizer.safetensors"
 _STATE, _HASHES = "training/state.json", "training/hashes.json"
-EMA = f"unet/{WEIGHTS}.safetensors"
+AVERAGED = f"unet/{WEIGHTS}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,12 @@ class Checkpoint:
     ema_updates: int
     optimizer: dict[str, Tensor]  # "exp_avg.<parameter>" and so on
     seconds: float  # of training so far
-    images: str  # fingerprint of the pack it trained on
+    fingerprint: str  # of the images it trained on
 
 
 @dataclass(frozen=True)
 class _State(Strict):
-    """training/state.json: the fields of a Checkpoint that are not tensors."""
+    """training/state.json: the fields of a Checkpoint that are not tensors. images: the fingerprint."""
 
     step: Count
     ema_updates: Annotated[int, between(0, 10**12)]
@@ -95,19 +97,30 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     require_run(run)
     path = checkpoint_folder(run, saved.step)
     with new_directory(path) as partial:
-        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run))
+        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run, saved.step))
         _save_training(partial, saved)
     prune(run, config.train.keep, config.train.keep_every)
     return path
 
 
-def _newest_preview(run: Path) -> bytes | None:
-    """The newest preview that can be read, for the model's card. A damaged preview must not prevent a checkpoint."""
-    previews = (run / "samples").glob("step-*[0-9].png")
-    for path in sorted(previews, key=lambda path: (len(path.name), path.name), reverse=True):
-        with contextlib.suppress(OSError):
-            return read_bytes(path)
+def _newest_preview(run: Path, last: int) -> bytes | None:
+    """The newest preview up to a step that can be read, for the model's card.
+
+    A damaged preview must not prevent a checkpoint.
+    """
+    for step, path in reversed(previews(run)):
+        if step <= last and path == preview_file(run, step):
+            with contextlib.suppress(OSError):
+                return read_bytes(path)
     return None
+
+
+def forget_previews_after(run: Path, step: int) -> None:
+    """Remove previews after `step`, since these steps will be done again."""
+    for drawn, path in previews(run):
+        if drawn > step:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _save_training(folder: Path, saved: Checkpoint) -> None:
@@ -115,8 +128,8 @@ def _save_training(folder: Path, saved: Checkpoint) -> None:
     (folder / "training").mkdir()
     for name, tensors in ((RAW, saved.raw), (OPTIMIZER, saved.optimizer)):
         save_file(tensors, folder / name, metadata={"format": "pt"})
-    state = {key: getattr(saved, key) for key in ("step", "ema_updates", "seconds", "images")}
-    (folder / _STATE).write_bytes(json_bytes(state))
+    state = _State(saved.step, saved.ema_updates, saved.seconds, images=saved.fingerprint)
+    (folder / _STATE).write_bytes(json_bytes(state.to_dict()))
     (folder / _HASHES).write_bytes(json_bytes(_hashes(folder)))
 
 
@@ -136,7 +149,7 @@ def _hash(path: Path) -> str:
 def _verify(folder: Path) -> None:
     """Raises ModelError if a file of a checkpoint has changed since it was written."""
     hashes = read_json(folder / _HASHES)
-    for name in (RAW, OPTIMIZER, _STATE, EMA):
+    for name in (RAW, OPTIMIZER, _STATE, AVERAGED):
         if name not in hashes:
             raise ModelError(f"{folder / _HASHES}: is damaged: it lacks {name}")
     for name, digest in hashes.items():
@@ -155,18 +168,22 @@ def _verify(folder: Path) -> None:
 def load_training(folder: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises ModelError if something is missing or damaged."""
     _verify(folder)
+    state = read_config(_State, folder / _STATE)
     return Checkpoint(
-        **read_config(_State, folder / _STATE).to_dict(),
+        step=state.step,
         raw=load_tensors(folder / RAW),
-        ema=load_tensors(folder / EMA),
+        ema=load_tensors(folder / AVERAGED),
+        ema_updates=state.ema_updates,
         optimizer=load_tensors(folder / OPTIMIZER),
+        seconds=state.seconds,
+        fingerprint=state.images,
     )
 
 
 def begin_run(run: Path, config: RunConfig) -> None:
     """Create the files of a run, or update its configuration."""
-    renew_file(run / "config.json", json_bytes(config.to_dict()))  # first: it is what --resume looks for
-    (run / "metrics.jsonl").touch()
+    renew_file(run / CONFIG, json_bytes(config.to_dict()))  # first: it is what --resume looks for
+    (run / METRICS).touch()
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -192,22 +209,22 @@ def prune(run: Path, keep: int, keep_every: int | None = None) -> None:
 def tidy(run: Path) -> None:
     """Remove unfinished files of killed processes. The caller holds the lock of the run."""
     _remove_halves(run)
-    for folder in (run, run / "samples"):
+    for folder in (run, run / SAMPLES):
         remove_partials(folder)
 
 
 def _remove_halves(run: Path) -> None:
-    for leftover in (run / "checkpoints").glob(".step-*"):
+    for leftover in (run / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_folders(run: Path) -> None:
     """Raises DDPMError, before any work is done, if the run could not write its files later."""
-    for folder in (run, run / "checkpoints", run / "samples"):
+    for folder in (run, run / CHECKPOINTS, run / SAMPLES):
         if os.path.lexists(folder) and not folder.is_dir():
             raise DDPMError(f"{folder}: is not a folder, where a run needs one", "Move it away, or name another run.")
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise DDPMError(f"{folder}: cannot be written to", "Check its permissions, or name another run with -o.")
-    for file in (run / "config.json", run / "metrics.jsonl", run / "left_out.txt"):
+    for file in (run / CONFIG, run / METRICS, run / "left_out.txt"):
         if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
             raise DDPMError(f"{file}: is not a file that can be written", "Move it away, or name another run.")

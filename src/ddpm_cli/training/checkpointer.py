@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ddpm_cli.config import RunConfig
 from ddpm_cli.data.sources import name_of
-from ddpm_cli.errors import DataError, TrainingError
+from ddpm_cli.errors import DataError, TrainingError, reason
 from ddpm_cli.models import pipeline, runs
 from ddpm_cli.models.recipe import recipe
 from ddpm_cli.training import checkpoint
@@ -76,7 +76,7 @@ class Saver:
             case OSError() | SafetensorError() | DataError():
                 # A full or failing disk must not end a run whose state is in memory.
                 self._due = time.monotonic() + RETRY_SECONDS
-                yield NotSaved(self._begun, _reason(outcome))
+                yield NotSaved(self._begun, reason(outcome))
             case Exception():
                 raise outcome
 
@@ -95,7 +95,7 @@ class Saver:
         except (OSError, SafetensorError, DataError) as error:
             kept = runs.checkpoints(self._run)
             hint = f"{kept[-1]} is safe: make room, and --resume continues from it." if kept else "Make room first."
-            raise TrainingError(f"step {step} could not be saved ({_reason(error)})", hint) from None
+            raise TrainingError(f"step {step} could not be saved ({reason(error)})", hint) from None
 
     def add_preview(self, step: int, picture: Path) -> Iterator[Event]:
         """Add a preview to the model card of the checkpoint of its step, if there is one."""
@@ -107,10 +107,4 @@ class Saver:
             try:
                 pipeline.add_preview(folder, config.unet, config.schedule, self._recipe(step), picture.read_bytes())
             except (OSError, DataError) as error:
-                yield NotSaved(step, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+                yield NotSaved(step, reason(error))

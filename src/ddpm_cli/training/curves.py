@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_cli.errors import DataError
 from ddpm_cli.files import read_bytes
+from ddpm_cli.run_folder import METRICS
 from ddpm_cli.training.metrics import read_line
 
 __all__ = ["charts", "draw", "read_metrics", "text"]
@@ -38,7 +39,7 @@ class Chart:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, oldest first, without those that are damaged. Raises DataError."""
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     try:
         lines = read_bytes(path).splitlines()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, in
         )
     if channels not in (None, base.unet.in_channels):
         raise UsageError(f"--channels {channels}: the model of --from has {base.unet.in_channels}")
-    return size or base.unet.sample_size, base.unet.in_channels
+    return base.unet.sample_size if size is None else size, base.unet.in_channels
 
 
 def plan_run(
@@ -75,46 +76,44 @@ def plan_run(
     images: str | tuple[str, ...],
     on_gpu: bool,
     preset: str = "auto",
-    size: int | None = None,
-    channels: int | None = None,
-    steps: int | None = None,
-    save_every: int | None = None,
-    sample_every: int | None = None,
-    data: dict[str, Any] | None = None,
-    train: dict[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
     base: Base | None = None,
 ) -> RunConfig:
     """Choose the settings that the user left open. images: their address.
 
-    Without a GPU the preset is tiny; with one, the smallest for the size of the images. data, train: other fields of
+    Without a GPU the preset is tiny; with one, the smallest for the size of the images. data, train: the fields of
     DataConfig and TrainConfig that the user chose. base: a model to fine-tune, which determines the architecture, the
-    schedule, the size and the channels. Raises UsageError if options contradict each other.
+    schedule, the size and the channels. Raises UsageError if options contradict each other, and ModelError for a value
+    that is not valid.
     """
+    data, train = dict(data or {}), dict(train or {})
+    size, channels = data.get("size"), data.get("channels")
     if base:
         name, recipe = "fine-tuning", _recipe_for(base, preset, on_gpu)
         size, channels = _fit_to(base, size, channels)
         unet, schedule = replace(base.unet, sample_size=size), base.schedule
     else:
-        name, recipe = _pick_preset(preset, size or _standard_size(survey.median_side), on_gpu)
-        size = size or _pick_size(recipe, preset != "auto", survey)
-        channels = channels or survey.channels
+        name, recipe = _pick_preset(preset, _standard_size(survey.median_side) if size is None else size, on_gpu)
+        size = _pick_size(recipe, preset != "auto", survey) if size is None else size
+        channels = survey.channels if channels is None else channels
         unet, schedule = recipe.unet(size, channels), recipe.schedule()
-    steps = steps or recipe.steps
     # Several checkpoints and previews in every run, even in one much shorter than the recipe's.
-    every = max(1, min(recipe.every, steps // 4))
-    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "lr": recipe.lr} | (train or {})
+    every = max(1, min(recipe.every, train.get("steps", recipe.steps) // 4))
+    settings = {
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "lr": recipe.lr,
+        "lr_warmup": recipe.lr_warmup,
+        "save_every": every,
+        "sample_every": every,
+        "log_every": max(1, min(100, every // 5)),
+    }
     return RunConfig(
         version=__version__,
         preset=name,
-        data=DataConfig(images=images, size=size, channels=channels, **(data or {})),
-        train=TrainConfig(
-            steps=steps,
-            lr_warmup=recipe.lr_warmup,
-            save_every=save_every or every,
-            sample_every=sample_every or every,
-            log_every=max(1, min(100, every // 5)),
-            **settings,
-        ),
+        data=DataConfig(images=images, **(data | {"size": size, "channels": channels})),
+        train=TrainConfig(**(settings | train)),
         unet=unet,
         schedule=schedule,
         base=base.address if base else None,

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -26,13 +28,16 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, process_group, restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError, UsageError
 from ddpm_cli.files import LOCK, lock, read_config, renew_file
-from ddpm_cli.hub_address import parse_name, parse_url
+from ddpm_cli.hub_address import parse_name, parse_url, path_of
 from ddpm_cli.models import hub
 from ddpm_cli.models.pretrained import read_configs, read_model
 from ddpm_cli.models.runs import checkpoints, step_of
+from ddpm_cli.run_folder import CHECKPOINTS, CONFIG
+from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint
 from ddpm_cli.training.events import Event
+from ddpm_cli.training.notes import notes
 from ddpm_cli.training.plan import Base, plan_run
 from ddpm_cli.training.rehearsal import BlankPack, Rehearsal, measure, rehearse
 from ddpm_cli.training.trainer import Trainer
@@ -102,9 +107,14 @@ class Run:
 
     def measure(self) -> Rehearsal:
         """Train for some seconds to measure memory, speed and time. The run cannot be trained afterwards."""
-        found = checkpoints(self.folder) if self.resuming else []
-        world = self.trainer.world
-        self.trainer.first_step = self.trainer.step = world.on_main(lambda: step_of(found[-1]) if found else 0)
+
+        def start() -> int:
+            found = checkpoints(self.folder) if self.resuming else []
+            step = step_of(found[-1]) if found else 0
+            _check_steps(self.config.train, step)
+            return step
+
+        self.trainer.first_step = self.trainer.step = self.trainer.world.on_main(start)
         return measure(self.trainer, self._sample_every_asked)
 
     def begin(self) -> None:
@@ -125,9 +135,19 @@ class Run:
     def _sample_every_asked(self) -> bool:
         return "sample_every" in self._opening.request.train
 
+    def notes(self) -> Iterator[str]:
+        """What the user should know before the first step, after `begin`."""
+        return notes(self.trainer)
+
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, after `begin`; see `Trainer.events`."""
         return self.trainer.events(should_stop)
+
+    def rescue(self, error: BaseException) -> None:
+        """Save the last step if `error` has ended the loop over `events`."""
+        if self.trainer.world.is_main:
+            for _ in self.trainer.rescue(error):
+                pass
 
 
 def train(
@@ -149,24 +169,27 @@ def train(
     """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, an address for `DDPM`.
 
     images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
-    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000.
+    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000; None leaves one
+    open.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
-    should_stop: called after every step; if it returns True, the run saves a checkpoint and stops.
-    Under torchrun all processes train one run. Raises DDPMError; TypeError for an unknown setting; ValueError without
-    images.
+    should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
+    True, the run saves a checkpoint and stops.
+    Under torchrun all processes train one run; on_event and on_note are called on rank 0 only.
+    Raises DDPMError; TypeError for an unknown setting; ValueError without images. Ctrl-C raises KeyboardInterrupt after
+    the current step, and a second Ctrl-C at once. Then, and if on_event raises, a checkpoint is saved before.
     """
-    data = {name: settings.pop(name) for name in _DATA_FIELDS & settings.keys()}
-    if unknown := settings.keys() - _TRAIN_FIELDS:
+    if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS:
         raise TypeError(f"train() has no setting {min(unknown)!r}")
+    chosen = {name: value for name, value in settings.items() if value is not None}
     named = [images] if isinstance(images, str | Path) else images
     if not named:
         raise ValueError("train() needs images")
     request = Request(
         images=[str(image) for image in named],
         folder=None if folder is None else Path(folder),
-        data=data,
-        train=settings,
+        data={name: value for name, value in chosen.items() if name in _DATA_FIELDS},
+        train={name: value for name, value in chosen.items() if name in _TRAIN_FIELDS},
         preset=preset,
         start_from=start_from,
         resume=resume,
@@ -175,9 +198,25 @@ def train(
     )
     with process_group() as world, open_run(request, world, device, precision, warn=on_note) as run:
         run.begin()
-        for event in run.events(should_stop):
-            on_event(event)
+        for note in run.notes() if world.is_main else ():
+            on_note(note)
+        with stop_signals(_ctrl_c(), again=lambda number: signal.default_int_handler(number, None)) as caught:
+            try:
+                for event in run.events(lambda: bool(caught) or should_stop()):
+                    if world.is_main:
+                        on_event(event)
+            except BaseException as error:  # of on_event, or a second Ctrl-C
+                run.rescue(error)
+                raise
+        if caught:
+            raise KeyboardInterrupt
         return run.folder
+
+
+def _ctrl_c() -> list[int]:
+    """SIGINT, unless the caller handles it. Only the main thread can catch signals."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return [signal.SIGINT] if usual and threading.current_thread() is threading.main_thread() else []
 
 
 @contextmanager
@@ -189,15 +228,16 @@ def open_run(
     dry: bool = False,
     bar: Bar = _no_bar,
     warn: Callable[[str], None] = lambda text: None,
+    quiet: bool = True,
 ) -> Iterator[Run]:
     """Choose the settings of a run, decode its images, and hold its lock until the block ends. Every rank must call it.
 
     dry: only for `Run.measure`; nothing is decoded, locked or written. warn: called with warnings, on rank 0.
-    Raises DDPMError.
+    quiet: no progress bar for the download of a model. Raises DDPMError.
     """
     with ExitStack() as held:
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
-        opening = _Opening(request, world, where, dry, bar, warn, held)
+        opening = world.on_all(lambda: _Opening(request, world, where, dry, bar, warn, held, quiet))
         config, resuming, base = world.on_main(opening.decide)
         pack = opening.blank_pack(config.data) if dry else opening.packs(config.data)
 
@@ -229,6 +269,7 @@ class _Opening:
         bar: Bar,
         warn: Callable[[str], None],
         held: ExitStack,
+        quiet: bool,
     ) -> None:
         """held: contexts that stay open until the run ends, such as its lock."""
         self.folder = request.folder or Path("runs") / name_of(request.images)
@@ -239,6 +280,7 @@ class _Opening:
         self._bar = bar
         self._warn = warn
         self._held = held
+        self._quiet = quiet
         self._locked = False
         self._resume = request.resume
         self._force = request.force
@@ -286,7 +328,7 @@ class _Opening:
 
     def _old_config(self) -> RunConfig | None:
         """The configuration of the run to resume, or None for a new run. Raises DDPMError if neither is possible."""
-        exists = (self.folder / "config.json").is_file()
+        exists = (self.folder / CONFIG).is_file()
         checkpoint.check_folders(self.folder)
         if exists and not self._dry:
             self._lock()
@@ -318,11 +360,10 @@ class _Opening:
 
     def _locate(self, address: str | None) -> hub.Located | None:
         """Find the model to fine-tune, if there is one."""
-        return None if address is None else hub.resolve(address)
+        return None if address is None else hub.resolve(address, quiet=self._quiet)
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
         """The configuration of a new run. base: the model to fine-tune."""
-        data, settings = dict(self.request.data), dict(self.request.train)
         with self._bar("reading headers") as progress:
             found = survey(self.source, progress)
         return plan_run(
@@ -330,13 +371,8 @@ class _Opening:
             _images(self.source),
             on_gpu=self._where.type != "cpu",
             preset=self.request.preset or "auto",
-            size=data.pop("size", None),
-            channels=data.pop("channels", None),
-            steps=settings.pop("steps", None),
-            save_every=settings.pop("save_every", None),
-            sample_every=settings.pop("sample_every", None),
-            data=data,
-            train=settings,
+            data=self.request.data,
+            train=self.request.train,
             base=Base(base.address, *read_configs(base.folder, base.files)) if base else None,
         )
 
@@ -344,10 +380,10 @@ class _Opening:
         """The configuration of a resumed run. Raises UsageError that names contradicting options."""
         preset, start_from = self.request.preset, self.request.start_from
         contradictions = [
-            f"--{key.replace('_', '-')} {value} (the run has {getattr(getattr(old, part), key)})"
-            for part, asked in (("data", self.request.data), ("train", self.request.train))
+            f"{_as_flag(key, value)} (the run has {_as_flag(key, has) if isinstance(has, bool) else has})"
+            for kept, asked in ((old.data, self.request.data), (old.train, self.request.train))
             for key, value in asked.items()
-            if key not in TrainConfig.FREE and value != getattr(getattr(old, part), key)
+            if key not in TrainConfig.FREE and value != (has := getattr(kept, key))
         ]
         if preset not in (None, "auto", old.preset):
             contradictions.append(f"--preset {preset} (the run has {old.preset})")
@@ -417,11 +453,7 @@ class _Opening:
                     "Give those, or train another run with -o RUN, or add --force to continue with these.",
                 )
             self._warn("continuing with other images than those that the run was trained on")
-        if trainer.step > trainer.config.train.steps:
-            raise UsageError(
-                f"--steps {trainer.config.train.steps}: the run has done {trainer.step} already",
-                "--steps is the total, also of a resumed run.",
-            )
+        _check_steps(trainer.config.train, trainer.step)
 
     def _newest_good(self, trainer: Trainer, found: list[Path]) -> str:
         """Load the newest intact checkpoint, and rename damaged newer ones. Returns its pack's fingerprint."""
@@ -452,7 +484,7 @@ class _Opening:
             self._warn(f"moved the run that was in {run} to {aside}")
         if not resuming:
             self._lock()
-            if (run / "config.json").exists():  # since the first check
+            if (run / CONFIG).exists():  # since the first check
                 raise _taken(run)
         sign(run / LOCK)
         checkpoint.begin_run(run, config)
@@ -474,7 +506,7 @@ def _kept(images: Sequence[str], run: Path) -> list[str]:
 
 def _config_of(run: Path) -> RunConfig:
     """The configuration of a run. Raises ModelError, naming the file, if it cannot be used."""
-    path = run / "config.json"
+    path = run / CONFIG
     config = read_config(RunConfig, path)
     try:
         NoiseSchedule.from_config(config.schedule)
@@ -498,10 +530,10 @@ def _same_model(address: str, base: str | None) -> bool:
     """Whether an address may be that of the model that a run fine-tunes. A branch may have newer commits by now."""
     if base is None:
         return False
-    path = Path(address).expanduser()
+    path = path_of(address)
     if path.exists():
         here = path.resolve()
-        return Path(base) in (here, here.parent) or Path(base).parent in (here, here / "checkpoints")
+        return Path(base) in (here, here.parent) or Path(base).parent in (here, here / CHECKPOINTS)
     found = parse_url(address) if "://" in address else parse_name(address)
     return found is not None and found.name == base.partition("@")[0]
 
@@ -512,6 +544,22 @@ def _check_batch(settings: TrainConfig, processes: int) -> None:
         raise UsageError(f"--accumulate {settings.accumulate}: a batch has only {settings.batch_size} images")
     if processes > settings.batch_size:
         raise UsageError(f"--batch-size {settings.batch_size}: fewer images than the {processes} processes")
+
+
+def _as_flag(key: str, value: object) -> str:
+    """A setting as the command line writes it: --batch-size 4, --flip, --no-flip."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
+def _check_steps(settings: TrainConfig, done: int) -> None:
+    """Raises UsageError if a run has done more steps than it shall."""
+    if done > settings.steps:
+        raise UsageError(
+            f"--steps {settings.steps}: the run has done {done} already", "--steps is the total, also of a resumed run."
+        )
 
 
 def _require_all(pack: Pack) -> None:

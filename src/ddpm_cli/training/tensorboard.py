@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_cli.data import images
-from ddpm_cli.errors import DataError, UsageError
+from ddpm_cli.errors import DataError, UsageError, reason
 from ddpm_cli.training.events import Event, Logged, Previewed
 
 __all__ = ["Board", "require_tensorboard"]
@@ -62,5 +62,4 @@ class Board:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> DataError:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        return DataError(f"{self._folder}: cannot be written ({reason})")
+        return DataError(f"{self._folder}: cannot be written ({reason(error)})")

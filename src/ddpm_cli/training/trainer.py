@@ -20,13 +20,14 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import training_loss
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
-from ddpm_cli.errors import DataError, LostProcessError, TrainingError
+from ddpm_cli.errors import DataError, LostProcessError, TrainingError, reason
 from ddpm_cli.files import write_file
 from ddpm_cli.models import runs
 from ddpm_cli.models.pretrained import fit_weights
 from ddpm_cli.nn.ema import EMA
 from ddpm_cli.nn.unet import UNet
 from ddpm_cli.rng import seed_everything, training_noise
+from ddpm_cli.run_folder import METRICS
 from ddpm_cli.training import checkpoint, previews
 from ddpm_cli.training.checkpointer import Saver
 from ddpm_cli.training.events import Event, Finished, Logged, NotSaved, Previewed, Previewing
@@ -95,6 +96,7 @@ class Trainer:
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
         self._updating = False  # whether a step is changing the weights
+        self._window: Window | None = None  # sums over the steps; None before the first one
 
     def _moments(self) -> dict[str, Tensor]:
         """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
@@ -118,7 +120,7 @@ class Trainer:
         raw, averaged, moments = self.unet.state_dict(), self.averaged.state_dict(), self._moments()
         for here, found, file in (
             (raw, saved.raw, checkpoint.RAW),
-            (averaged, saved.ema, checkpoint.EMA),
+            (averaged, saved.ema, checkpoint.AVERAGED),
             (moments, saved.optimizer, checkpoint.OPTIMIZER),
         ):
             for name, value in fit_weights(here, found, str(folder / file)).items():
@@ -126,7 +128,7 @@ class Trainer:
         self.ema.updates = saved.ema_updates
         self.first_step = self.step = self.saver.saved = saved.step
         self.seconds = saved.seconds
-        return saved.images
+        return saved.fingerprint
 
     def unite(self) -> None:
         """Copy the state of rank 0 to all ranks, and set up DistributedDataParallel."""
@@ -170,7 +172,7 @@ class Trainer:
             batch = self.pack[self._mine(self.step)]
             self.pack.prefetch(self._mine(self.step + 1))
         except OSError as error:
-            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({error})") from None
+            raise TrainingError(f"{self.pack.folder}: the images cannot be read any more ({reason(error)})") from None
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         x_0 = images.to_float(batch.to(self.device, non_blocking=True, memory_format=memory_format(self.device)))
@@ -207,7 +209,7 @@ class Trainer:
             ema_updates=self.ema.updates,
             optimizer=moments,
             seconds=round(self.seconds, 3),
-            images=self.pack.fingerprint,
+            fingerprint=self.pack.fingerprint,
         )
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
@@ -221,8 +223,7 @@ class Trainer:
         self.unet.train()
         if samples is None or raw is None:
             return None
-        path = self.run / "samples" / f"step-{self.step:08d}.png"
-        raw_path = path.with_stem(f"{path.stem}-raw")
+        path, raw_path = (runs.preview_file(self.run, self.step, raw) for raw in (False, True))
         data = [round(mean, 2) for mean in self.pack.mean]
         checkpoint.require_run(self.run)
         write_file(path, pictures.picture_bytes(pictures.grid(samples)))
@@ -236,13 +237,14 @@ class Trainer:
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, and write metrics, previews and checkpoints.
 
-        should_stop: called after every step; if it returns True on any rank, a checkpoint is written and the run ends.
+        should_stop: called after every step, and before every layer of a preview; if it returns True on any rank, a
+        checkpoint is written and the run ends.
         Raises TrainingError if a loss or gradient is not finite; earlier checkpoints stay. For other errors, a
         checkpoint of the last good step is written first, if possible.
         """
         self.unite()
-        self.world.on_main(lambda: forget_after(self.run / "metrics.jsonl", self.step))
-        window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
+        self.world.on_main(self._forget_lost_steps)
+        window = self._window = Window(self.config, self.run, self.device, self.world, self.step, self.seconds)
         try:
             yield from self._steps(window, should_stop)
             window.check(self.step)
@@ -250,12 +252,17 @@ class Trainer:
             if isinstance(error, RuntimeError) and self.world.size > 1 and is_lost(error):
                 error = lost_process(error)
             if self.world.is_main:
-                yield from self._rescue(window, isinstance(error, LostProcessError))
+                yield from self.rescue(error)
             if isinstance(error, TrainingError) and (kept := runs.checkpoints(self.run)):
-                error.hint = f"{kept[-1]} is safe: --resume continues from it. {error.hint or ''}".strip()
+                error.hint = f"{error.hint or ''} {kept[-1]} is safe: --resume continues from it.".strip()
             raise error
         yield from self.world.on_all(lambda: list(self._finish_saving()) if self.world.is_main else [])
         yield Finished(self.step, interrupted=self.step < self.config.train.steps)
+
+    def _forget_lost_steps(self) -> None:
+        """Remove what a run wrote after the checkpoint from which it resumes."""
+        forget_after(self.run / METRICS, self.step)
+        checkpoint.forget_previews_after(self.run, self.step)
 
     def _steps(self, window: Window, should_stop: Callable[[], bool]) -> Iterator[Event]:
         settings, world = self.config.train, self.world
@@ -292,8 +299,7 @@ class Trainer:
                 window.reset(self.step, self.seconds)
                 self._colours = {}
                 if world.is_main:
-                    yield from self._log(line)
-                yield Logged(line)
+                    yield self._log(line)
 
     def _finish_saving(self) -> Iterator[Event]:
         """Write the last checkpoint, unless it exists."""
@@ -307,25 +313,27 @@ class Trainer:
             return False
         return finite and not self._updating
 
-    def _rescue(self, window: Window, alone: bool) -> Iterator[Event]:
+    def rescue(self, error: BaseException) -> Iterator[Event]:
         """Save what is possible of a run that an error ends: the checkpoint that is being written, and the last step.
 
-        alone: whether another process is gone. A GPU may then wait for it forever, or have computed without it.
+        Nothing is written twice. Call it on rank 0.
         """
+        # Without the other processes, a GPU may wait for them forever, or have computed without them.
+        alone = self.world.size > 1 and (isinstance(error, LostProcessError) or not isinstance(error, Exception))
         try:
-            if not (alone and self.device.type == "cuda") and self._is_sound(window):
+            if self._window and not (alone and self.device.type == "cuda") and self._is_sound(self._window):
                 yield from self._finish_saving()
             else:
                 yield from self.saver.outcome(wait=True)
-        except Exception as error:  # only the error that ends the run is raised
-            yield NotSaved(self.step, str(error), goes_on=False)
+        except Exception as failed:  # only the error that ends the run is raised
+            yield NotSaved(self.step, reason(failed), goes_on=False)
 
     def _previewed(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw a preview, keep its mean colours for the metrics, and add it to the card of this step's checkpoint."""
         try:
             preview = self.preview(should_stop)
         except (OSError, DataError) as error:
-            yield NotSaved(self.step, str(error))
+            yield NotSaved(self.step, reason(error))
             return
         if preview is None:
             return
@@ -333,12 +341,13 @@ class Trainer:
         self._colours = {"mean": preview.mean, "raw_mean": preview.raw_mean, "data_mean": preview.data}
         yield from self.saver.add_preview(self.step, preview.path)
 
-    def _log(self, line: Mapping[str, Any]) -> Iterator[Event]:
+    def _log(self, line: dict[str, Any]) -> Event:
         try:
-            with (self.run / "metrics.jsonl").open("a") as file:
+            with (self.run / METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            yield NotSaved(self.step, str(error))
+            return NotSaved(self.step, reason(error))
+        return Logged(line)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
