@@ -21,7 +21,7 @@ EXAMPLES = """
 Examples:
   ddpm train ./images
   ddpm train cats/*.jpg dogs.zip -o runs/pets
-  ddpm train digits.zip --preset tiny --size 16 --no-flip --steps 1600
+  ddpm train digits.zip --preset tiny --size 16 --no-flip --steps 1400
   ddpm train ./images --from google/ddpm-celebahq-256
 """
 
