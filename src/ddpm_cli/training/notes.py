@@ -1,4 +1,4 @@
-"""What the user should know before a run starts: images that were left out, and too little or much disk space."""
+"""Notes before a run starts: images that were left out, few images, little disk space, a large cache."""
 
 from __future__ import annotations
 

@@ -169,8 +169,7 @@ def train(
     """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, an address for `DDPM`.
 
     images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
-    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000; None leaves one
-    open.
+    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000. None is the default.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
     should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
