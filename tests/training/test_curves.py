@@ -95,7 +95,7 @@ def test_unusual_runs_are_drawn(tmp_path):
 
 def test_errors_are_explained(cli, tmp_path):
     assert "there is none in runs/" in cli("plot")[2]
-    assert "nowhere: not a run" in cli("plot", "nowhere")[2]
+    assert "nowhere: no such folder" in cli("plot", "nowhere")[2]
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "metrics.jsonl").write_text('{"step": 1')  # cut off by a crash
     code, _, err = cli("plot", "-o", "x.png")

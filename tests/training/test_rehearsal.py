@@ -1,5 +1,6 @@
 """The largest step is tried before a run starts: does it fit into memory?"""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def test_a_slow_step_is_not_tried_for_a_plan(tmp_path, monkeypatch):
     tried = []
     monkeypatch.setattr(trainer, "backward", lambda x_0, t, eps: tried.append(len(x_0)))
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.0)
+    monkeypatch.setattr(rehearsal, "_SHORT", math.inf)
+    rehearsal.measure(trainer)
+    assert tried == [2, 2, 8, 32, 128, 200]  # as many as take a short time
+    tried.clear()
+    monkeypatch.setattr(rehearsal, "_SHORT", 0.0)
     found = rehearsal.measure(trainer)
     assert tried == [2, 2]
     assert found.memory > memory.needed_memory(trainer, 200)

@@ -263,7 +263,7 @@ def _train(
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.trial("trying the largest step and a preview"):
+        with console.trial("trying a training step and a preview"):
             run.begin()
         if world.is_main:
             header(console, run, machine)

@@ -43,6 +43,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     try:
         lines = read_bytes(path).splitlines()
     except FileNotFoundError:
+        if not run.exists():
+            raise DataError(f"{run}: no such folder", "Give the folder of a run of ddpm train.") from None
         raise DataError(f"{run}: not a run of ddpm train (it has no metrics.jsonl)") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

@@ -23,6 +23,7 @@ from ddpm_cli.training.trainer import Trainer
 __all__ = ["BlankPack", "Rehearsal", "measure", "rehearse"]
 
 _SECONDS = 3.0  # the time for measuring steps; a step that takes longer is not tried twice
+_SHORT = 0.5  # seconds of a step of few images that are short enough to try more images
 _FEW = 2  # images of a small step, from which the time of a slow step is estimated
 
 
@@ -82,9 +83,13 @@ def measure(trainer: Trainer, sample_every_asked: bool = False) -> Rehearsal:
     slow = False
     if trainer.device.type == "cpu":
         _require_memory(trainer, images, parts, compute=False)
-        _try(trainer, _FEW)
-        few = _try(trainer, _FEW)
-        seconds = _Seconds(few.step * images * parts / _FEW, few.sample)
+        few = min(_FEW, images)
+        _try(trainer, few)  # the first one is slow
+        found = _try(trainer, few)
+        while few < images and found.step < _SHORT:  # the more images, the better the estimate
+            few = min(4 * few, images)
+            found = _try(trainer, few)
+        seconds = _Seconds(found.step * images * parts / few, found.sample)
         slow = trainer.world.on_main(lambda: seconds.step > _SECONDS)
     if slow:
         _plan_previews(trainer, seconds, sample_every_asked)
