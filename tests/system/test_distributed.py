@@ -113,12 +113,13 @@ def test_force_does_not_replace_a_run_that_is_training(tmp_path):
     from ddpm_cli.distributed import World
     from ddpm_cli.errors import LockedError
     from ddpm_cli.files import lock
-    from ddpm_cli.training.run import Request, _Opening
+    from ddpm_cli.training.opening import Opening
+    from ddpm_cli.training.request import Request
 
     run = tmp_path / "run"
     with lock(run / ".lock"), contextlib.ExitStack() as held:
         request = Request(["images"], run, force=True)
-        opening = _Opening(request, World(), torch.device("cpu"), False, None, print, held, quiet=True)
+        opening = Opening(request, World(), torch.device("cpu"), False, None, print, held, quiet=True)
         with pytest.raises(LockedError, match="another process is training this run"):
             opening.make_folder(None, resuming=False)
     assert run.exists()

@@ -16,7 +16,8 @@ from conftest import SMALL, write_model
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.distributed import World
 from ddpm_cli.models import runs
-from ddpm_cli.training.run import Request, open_run
+from ddpm_cli.training.request import Request
+from ddpm_cli.training.run import open_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = ("--batch-size", "4", "-q")

@@ -13,7 +13,7 @@ from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed import World
-    from ddpm_cli.training.run import Request
+    from ddpm_cli.training.request import Request
 
 __all__ = ["EXAMPLES", "train"]
 
@@ -234,7 +234,7 @@ def train(
     data, settings = ({key: value for key, value in asked[part].items() if value is not None} for part in asked)
 
     from ddpm_cli.distributed import process_group
-    from ddpm_cli.training.run import Request
+    from ddpm_cli.training.request import Request
 
     request = Request(images, output, data, settings, preset, start_from, resume, force, strict)
     with process_group() as world:

@@ -1,0 +1,46 @@
+"""What a user asks of a training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.data import images
+from ddpm_cli.errors import UsageError
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a run. The others are chosen from the images and the machine; a resumed run keeps its settings.
+
+    images: folders, archives, lists, image files, or hf://org/name, see `data.sources.open_source`; - is a list on
+    stdin. folder: the run's; None is runs/<name of the images>.
+    data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
+    start_from: the address of a model to fine-tune.
+    resume: continue the run if it exists. force: rename an existing run and start over; with resume, accept other
+    images. strict: raise an error for images that cannot be used, instead of leaving them out.
+    """
+
+    images: Sequence[str]
+    folder: Path | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    start_from: str | None = None
+    resume: bool = False
+    force: bool = False
+    strict: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError for values that are not valid."""
+        if self.data.get("fit", "crop") not in ("crop", "pad", "stretch"):
+            raise UsageError(f"--fit {self.data['fit']} is not crop, pad or stretch")
+        if not 0 < self.train.get("lr", 1.0) < math.inf:
+            raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
+        if "background" in self.data:
+            images.check_background(self.data["background"])
