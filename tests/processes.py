@@ -67,8 +67,7 @@ class Process:
 
     def _next_report(self) -> int:
         """The server sends the process's id, and then its exit code."""
-        ready, _, _ = select.select([self._report], [], [], GUARD)
-        assert ready, f"the process does not end. It wrote:\n{self.err}"
+        assert _is_readable(self._report, GUARD), f"the process does not end. It wrote:\n{self.err}"
         return int.from_bytes(os.read(self._report, _INT), "little", signed=True)
 
     @property
@@ -82,7 +81,7 @@ class Process:
         return _content(self._err).decode()
 
     def is_running(self) -> bool:
-        if self.returncode is None and select.select([self._report], [], [], 0)[0]:
+        if self.returncode is None and _is_readable(self._report, 0):
             self.wait()
         return self.returncode is None
 
@@ -127,6 +126,13 @@ def kill_together(*processes: Process) -> None:
         process.send_signal(signal.SIGKILL)
     for process in processes:
         process.wait()
+
+
+def _is_readable(handle: int, seconds: float) -> bool:
+    """Wait for data or the end of a pipe. Unlike select, poll takes handles above 1023: long trials have many."""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 def _content(file: BinaryIO) -> bytes:
