@@ -108,6 +108,7 @@ def test_what_has_no_meaning_is_refused(cli, color_model, ends):
         ((a, b, *latent, "--sampler", "dpm++"), "only ddim"),
         ((a, b, *latent, "--eta", "0.5"), "--eta: only ddim"),
         (("seed:1", "seed:2", "--sampler", "ddpm"), "--sampler ddpm: draws noise"),
+        (("seed:1", "seed:2", "--eta", "0.5"), "--eta: draws noise"),
         ((a, b, "--t", "0"), "always shown"),
         ((a, b, "--t", "1001"), "--t 1001"),
         ((a, b, "--t", "100,5", "--steps", "6"), "--steps 6"),

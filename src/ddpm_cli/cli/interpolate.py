@@ -187,12 +187,13 @@ def _check(a: str, b: str, seeds: Sequence[int | None], via: str, t: str | None)
 
 def _check_latents(sampling: Sampling, inverts: bool) -> None:
     """Raises UsageError unless the images at the ends are a function of their latents, and back if `inverts`."""
-    name = "--eta" if sampling.sampler == "ddim" else f"--sampler {sampling.sampler}"
+    name = "--eta" if sampling.settings.get("eta") else f"--sampler {sampling.sampler}"
     if inverts and (sampling.sampler != "ddim" or sampling.is_random):
         raise UsageError(f"{name}: only ddim without noise can be run upwards, from an image to its latent")
     if sampling.is_random:
         raise UsageError(
-            f"{name}: draws noise, so the ends would not be the images of their seeds", "Use --sampler dpm++ or ddim."
+            f"{name}: draws noise, so the ends would not be the images of their seeds",
+            "Use --sampler dpm++ or ddim, without --eta.",
         )
 
 

@@ -111,9 +111,9 @@ def invert(
                 back.append(step)
             update(i)
     error = difference(step.x_t, x_0)
-    solved = f"at most {most} iterations a step" if most else "plain"
+    how = f"with at most {most} iterations a step" if most else "without iterations"
     console.note(
-        f"inverted {sampling.describe()}, {solved}: "
+        f"sampler {sampling.describe()}, run upwards {how}: "
         f"a latent of mean {latent.mean():.2f} and deviation {latent.std(correction=0):.2f}"
     )
     console.note(
