@@ -8,7 +8,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
+from ddpm_cli.cli.model import fitted_image, note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
@@ -136,14 +136,12 @@ def denoise_trace(
 
 def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, background: str, console: Console) -> Noised:
     """The state to start from: `data` if it is a noised image already, else the image in it noised to step t."""
-    from ddpm_cli.data import images
     from ddpm_cli.diffusion.noised_image import Noised
     from ddpm_cli.rng import ImageNoise
 
     channels, size, _ = ddpm.shape
     if not Noised.looks_like(data):
-        fitted = images.fit(images.decode(data, name, channels, background), size)
-        x_0 = images.to_float(images.from_pil(fitted))[None]
+        x_0 = fitted_image(ddpm, data, name, background)
         noise = ImageNoise(seed, [0], ddpm.shape, "forward")
         return Noised.make(x_0, t or ddpm.schedule.T // 2, seed, ddpm.schedule_config, noise)
     noised = Noised.from_bytes(data, name)

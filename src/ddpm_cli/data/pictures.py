@@ -47,13 +47,14 @@ def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
     head = text + 2 * _PAD if labels else 0
-    margin = 2 * text if row_labels else 0
+    font = ImageFont.load_default(text)
+    margin = max(2 * text, *(round(font.getlength(label)) + 2 * _PAD for label in row_labels)) if row_labels else 0
     width = margin + len(rows[0]) * (first.width + _PAD) + _PAD
     sheet = Image.new(first.mode, (width, len(rows) * (first.height + _PAD) + _PAD + head), "white")
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
             sheet.paste(tile, (margin + _PAD + x * (first.width + _PAD), head + _PAD + y * (first.height + _PAD)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
+    draw = ImageDraw.Draw(sheet)
     for x, label in enumerate(labels):
         centre = margin + _PAD + x * (first.width + _PAD) + first.width // 2
         draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm")
@@ -74,10 +75,15 @@ def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
     return buffer.getvalue()
 
 
-def animate(frames: Sequence[Image.Image], suffix: str) -> bytes:
-    """Encode pictures of one size as a looping GIF or WebP: 80 ms for each, 2 s for the last one."""
+def animate(frames: Sequence[Image.Image], suffix: str, back: bool = False) -> bytes:
+    """Encode pictures of one size as a looping GIF or WebP: 80 ms for each, 2 s for the last one.
+
+    back: then they run back to the first one, which is shown for 2 s too.
+    """
     buffer = io.BytesIO()
     durations = [80] * (len(frames) - 1) + [2000]
+    if back:
+        frames, durations = [*frames, *frames[-2::-1]], [*durations, *durations[1:]]
     kind = "GIF" if suffix.lower() == ".gif" else "WEBP"
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
     return buffer.getvalue()
