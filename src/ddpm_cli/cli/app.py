@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "sample",
     "noise": "noise",
     "denoise-trace": "trace",
+    "neighbors": "neighbors",
     "info": "info",
     "push": "push",
     "plot": "plot",
