@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from conftest import picture
 
@@ -49,6 +50,44 @@ def test_sample_options(cli, small_model):
     code, _, err = cli("sample", "-m", small_model, "--steps", 21, "-o", "c.png")
     assert code == 2
     assert "--steps 21" in err
+
+
+def test_the_sampler_is_named(cli, color_model):
+    """Without --sampler it is dpm++ in 20 steps, and a note says how to get Algorithm 2."""
+    common = ("sample", "-m", color_model, "--n", 1, "--json", "--force", "-o", "a.png")
+    _, out, err = cli(*common)
+    result = json.loads(out)
+    assert (result["sampler"], result["steps"], result["order"], result["evaluations"]) == ("dpm++", 20, 2, 20)
+    assert "sampler dpm++, 20 logsnr steps, order 2 (--sampler ddpm takes all 1000, as the paper does)" in err
+    result = json.loads(cli(*common, "--sampler", "langevin", "--steps", 3, "--updates", 2)[1])
+    assert (result["sampler"], result["steps"], result["evaluations"]) == ("langevin", 3, 7)
+    _, _, err = cli(*common, "--sampler", "ddpm", "--steps", 4)
+    assert "sampler ddpm, 4 uniform steps\n" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sampler", "euler"), "--sampler euler: is not one of ddpm, ddim, dpm++"),
+        (("--eta", 0.5, "--sampler", "ddpm"), "--eta 0.5: is a setting of ddim and dpm++, not of ddpm"),
+        (("--order", 9), "--order 9: must be between 1 and 3"),
+        (("--spacing", "odd"), "--spacing odd: is not one of uniform, quadratic, logsnr"),
+    ],
+)
+def test_settings_that_do_not_fit_the_sampler_are_refused(cli, color_model, options, message):
+    code, out, err = cli("sample", "-m", color_model, *options, "-o", "a.png")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not Path("a.png").exists()
+
+
+def test_a_folder_never_mixes_two_samplers(cli, color_model):
+    common = ("sample", "-m", color_model, "--n", 1, "-o", "images/")
+    assert cli(*common)[0] == 0
+    code, _, err = cli(*common, "--order", 3)
+    assert code == 1
+    assert "order 2, not 3" in err
+    assert cli(*common)[0] == 0
 
 
 def test_the_model_may_come_from_the_environment(cli, small_model, monkeypatch):

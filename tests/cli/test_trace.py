@@ -10,11 +10,21 @@ from conftest import picture
 
 
 def test_trace_from_noise_ends_in_the_sample(cli, color_model):
-    assert cli("denoise-trace", "-m", color_model, "--steps", 20, "-o", "frames/", "--frames", 4)[0] == 0
+    options = ("-m", color_model, "--sampler", "ddpm", "--steps", 20)
+    assert cli("denoise-trace", *options, "-o", "frames/", "--frames", 4)[0] == 0
     names = sorted(path.name for path in Path("frames").iterdir())
     assert names == [f"{i:03d}-t{t:04d}-{row}.png" for i, t in enumerate((1000, 632, 316, 0)) for row in ("x0", "xt")]
-    assert cli("sample", "-m", color_model, "--steps", 20, "--n", 1, "-o", "one/")[0] == 0
+    assert cli("sample", *options, "--n", 1, "-o", "one/")[0] == 0
     assert picture("frames/003-t0000-xt.png").tobytes() == picture("one/000000.png").tobytes()
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--sampler", "ddim", "--eta", 0.5), ("--sampler", "langevin", "--updates", 2)]
+)
+def test_a_trace_with_any_sampler_ends_in_its_sample(cli, color_model, options):
+    assert cli("denoise-trace", "-m", color_model, *options, "-o", "frames/", "--frames", 3)[0] == 0
+    assert cli("sample", "-m", color_model, *options, "--n", 1, "-o", "one/")[0] == 0
+    assert picture("frames/002-t0000-xt.png").tobytes() == picture("one/000000.png").tobytes()
 
 
 @pytest.mark.parametrize(("show", "rows"), [("both", 2), ("xt", 1), ("x0", 1)])

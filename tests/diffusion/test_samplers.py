@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.diffusion.samplers.ancestral import ancestral
 
 T1000 = Denoiser.from_config(lambda x_t, t: x_t, ScheduleConfig()).schedule
@@ -23,7 +24,7 @@ def denoiser(network, chosen, kind="fixed_small", **config) -> Denoiser:
 @pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
 def test_same_as_diffusers(kind, steps):
     """The same states, step by step, given the same noise. In float64, against their float32 schedule."""
-    chosen = T1000.spaced(steps)
+    chosen = spaced(T1000, steps)
     theirs = DDPMScheduler(variance_type=kind)
     theirs.set_timesteps(timesteps=chosen[::-1])
 
@@ -74,7 +75,7 @@ def exact_moments(mean: float, std: float, chosen: list[int], kind: str) -> tupl
 @pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
 def test_gaussian_data_is_reproduced(kind, steps):
     mean, std = 0.3, 0.5
-    chosen = T1000.spaced(steps)
+    chosen = spaced(T1000, steps)
     generator = torch.Generator().manual_seed(0)
 
     def noise():
@@ -95,7 +96,7 @@ def test_a_point_is_recovered_exactly():
     def noise():
         return torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=generator)
 
-    *_, last = ancestral(denoiser(gaussian_eps(-0.7, 0.0), T1000.spaced(100)), noise(), noise)
+    *_, last = ancestral(denoiser(gaussian_eps(-0.7, 0.0), spaced(T1000, 100)), noise(), noise)
     torch.testing.assert_close(last.x_t, torch.full_like(last.x_t, -0.7), rtol=0, atol=1e-9)
 
 

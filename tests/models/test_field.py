@@ -138,7 +138,7 @@ def test_the_same_as_diffusers(name, tmp_path):
     theirs.scheduler.set_timesteps(T)
     x_T = noise_of(T, (model.batch, *ours.shape))
     ts = iter(range(T - 1, 0, -1))
-    states = ours.sample_loop(x_T, noise=lambda: noise_of(next(ts), x_T.shape))
+    states = ours.sample_loop(x_T, "ddpm", noise=lambda: noise_of(next(ts), x_T.shape))
     step = next(states)
     for t in range(T - 1, T - 1 - min(model.steps, T), -1):
         assert step.t == t
@@ -185,7 +185,7 @@ def flat(folder: Path) -> Path:
 
 
 def sample(address: Path) -> torch.Tensor:
-    return DDPM.from_pretrained(address, device="cpu", precision="fp32").sample(2, steps=3)
+    return DDPM.from_pretrained(address, device="cpu", precision="fp32").sample(2, steps=3, sampler="ddpm")
 
 
 def sharded(folder: Path, suffix: str = "safetensors", write=save_file) -> Path:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from conftest import SMALL, write_model
 from ddpm_cli import DDPM
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.samplers import SAMPLERS
 from ddpm_cli.errors import DataError, ModelError, UsageError
 from ddpm_cli.rng import ImageNoise
 from ddpm_cli.training.presets import PRESETS
@@ -171,15 +172,21 @@ def threads(request):
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
-def test_an_image_does_not_depend_on_its_batch(tmp_path, precision):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_does_not_depend_on_its_batch(tmp_path, precision, sampler):
     """Image i of seed s is the same bytes at batch size 1, 3 and 12: the tiny preset, as `ddpm train` makes it."""
     folder = write_model(tmp_path / "tiny", PRESETS["tiny"].unet(28, 1), ScheduleConfig())
     model = DDPM.from_pretrained(folder, precision=precision)
-    sampled = {size: model.sample(12 if size == 12 else 7, seed=11, steps=3, batch_size=size) for size in (1, 3, 12)}
+    settings = {"eta": 0.5} if sampler == "ddim" else {"updates": 1} if sampler == "langevin" else {}
+
+    def sample(n, seed=11, batch_size=64):
+        return model.sample(n, seed, 3, batch_size, sampler, **settings)
+
+    sampled = {size: sample(12 if size == 12 else 7, batch_size=size) for size in (1, 3, 12)}
     assert torch.equal(sampled[1], sampled[12][:7])
     assert torch.equal(sampled[3], sampled[12][:7])
     assert len({image.numpy().tobytes() for image in sampled[12]}) == 12
-    assert not torch.equal(model.sample(1, seed=12, steps=3), sampled[1][:1])
+    assert not torch.equal(sample(1, seed=12), sampled[1][:1])
 
 
 def test_noise_is_a_function_of_seed_image_and_use():
@@ -195,7 +202,8 @@ def test_steps_and_start(small_model):
     model = DDPM.from_pretrained(small_model)
     x = draw(1, 1, 8, 8)
     assert [step.t for step in model.sample_loop(x)] == [*range(19, -1, -1), -1]
-    assert [step.t for step in model.sample_loop(x, steps=4)] == [19, 13, 6, 0, -1]
+    assert [step.t for step in model.sample_loop(x, "ddpm", steps=4)] == [19, 13, 6, 0, -1]
+    assert [step.t for step in model.sample_loop(x, steps=4, spacing="quadratic")] == [19, 8, 2, 0, -1]
     assert [step.t for step in model.sample_loop(x, steps=2, start=5)] == [5, 0, -1]
     with pytest.raises(ValueError, match="between 1 and 20"):
         model.sample_loop(x, steps=21)
@@ -208,8 +216,8 @@ def test_fewer_steps_use_the_small_variance(tmp_path):
         for kind in ("fixed_small", "fixed_large")
     ]
     small, large = (DDPM.from_pretrained(folder, precision="fp32") for folder in folders)
-    assert torch.equal(small.sample(1, steps=5), large.sample(1, steps=5))
-    assert not torch.equal(small.sample(1), large.sample(1))
+    assert torch.equal(small.sample(1, steps=5, sampler="ddpm"), large.sample(1, steps=5, sampler="ddpm"))
+    assert not torch.equal(small.sample(1, sampler="ddpm"), large.sample(1, sampler="ddpm"))
 
 
 def test_devices_and_precisions_are_checked(small_model):

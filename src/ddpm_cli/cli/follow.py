@@ -62,13 +62,15 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
 
 
 def _previews(trainer: Trainer) -> str:
-    """The sampler steps, interval and cost of previews."""
+    """The sampler, interval and cost of previews."""
+    from ddpm_cli.diffusion.samplers import plan_sampling
     from ddpm_cli.training.previews import IMAGES
 
     plan, steps = trainer.previews, trainer.config.train.steps
     when = f"every {plan.every} steps" if plan.every < steps else "at the end"
     cost = "" if plan.share is None else f", about {max(1, round(100 * plan.share))} % of the time"
-    return f"{IMAGES} images in {plan.steps} steps, {when}{cost}"
+    sampling = plan_sampling(trainer.schedule, trainer.pack.shape[-1])
+    return f"{IMAGES} images in {len(sampling.timesteps)} steps of {sampling.sampler}, {when}{cost}"
 
 
 def _parameters(trainer: Trainer) -> int:

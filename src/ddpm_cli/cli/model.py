@@ -1,18 +1,19 @@
-"""Loads the model of a command, and checks the number of steps."""
+"""Loads the model of a command, and plans its sampling."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from ddpm_cli.diffusion.samplers import Sampling
     from ddpm_cli.distributed import World
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["check_steps", "open_model"]
+__all__ = ["note_sampling", "open_model", "pick_sampling"]
 
 
 def open_model(
@@ -50,8 +51,20 @@ def open_model(
     return model
 
 
-def check_steps(model: DDPM, steps: int | None, start: int) -> list[int]:
-    """The steps that the sampler takes from `start` down to 0. Raises UsageError if there are fewer than `steps`."""
-    if steps is not None and steps > start + 1:
-        raise UsageError(f"--steps {steps}: there are only {start + 1} steps from t={start + 1} down to 0")
-    return model.timesteps(steps, start)
+def pick_sampling(
+    model: DDPM, sampler: str | None, steps: int | None, start: int | None = None, **settings: Any
+) -> Sampling:
+    """The plan of a sampling, see `DDPM.sampling`. Raises UsageError for values that make none."""
+    try:
+        return model.sampling(sampler, steps, start, **settings)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def note_sampling(console: Console, model: DDPM, sampling: Sampling) -> None:
+    """Print the sampler, and what it does not do as the paper does."""
+    exact = len(sampling.timesteps) == sampling.timesteps[-1] + 1
+    advice = "" if exact else f" (--sampler ddpm takes all {sampling.timesteps[-1] + 1}, as the paper does)"
+    console.note(f"sampler {sampling.describe()}{advice if sampling.sampler == 'dpm++' else ''}")
+    if sampling.sampler == "ddpm" and model.denoiser.subsequence(sampling.timesteps).config != model.denoiser.config:
+        console.note("fewer steps than the model was trained with, so the variance is the fixed small one, beta~_t")

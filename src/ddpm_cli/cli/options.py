@@ -12,13 +12,18 @@ from ddpm_cli.errors import UsageError
 __all__ = [
     "Background",
     "Device",
+    "Eta",
     "Force",
     "Json",
     "Model",
+    "Order",
     "Precision",
     "Quiet",
+    "Sampler",
     "SamplerSteps",
     "Seed",
+    "Spacing",
+    "Updates",
     "Weights",
     "parse_age",
     "parse_bool",
@@ -132,9 +137,48 @@ Weights = Annotated[
         help="ema: the moving average of the weights. raw: the trained weights themselves; only checkpoints have them.",
     ),
 ]
+_SAMPLING: dict[str, Any] = {"rich_help_panel": "Sampling"}
+
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="dpm++, ddim, langevin, or ddpm: all steps, as in the paper. Default: dpm++ in 20 steps.",
+        **_SAMPLING,
+    ),
+]
 SamplerSteps = Annotated[
     int | None,
-    typer.Option("--steps", parser=parse_count, metavar="N", help="Take N steps, spread evenly. Default: all steps."),
+    typer.Option(
+        "--steps",
+        parser=parse_count,
+        metavar="N",
+        help="Take N steps. Default: the sampler's: 20, ddim 50, langevin 40, ddpm all.",
+        **_SAMPLING,
+    ),
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        metavar="NAME",
+        help="How the steps are spread: uniform, quadratic or logsnr. Default: the sampler's, by image size.",
+        **_SAMPLING,
+    ),
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(
+        "--eta", metavar="X", help="ddim and dpm++: their noise, from 0 (default, none) to 1 (as ddpm).", **_SAMPLING
+    ),
+]
+Order = Annotated[
+    int | None, typer.Option("--order", metavar="N", help="dpm++: its order, 1, 2 (default) or 3.", **_SAMPLING)
+]
+Updates = Annotated[
+    int | None,
+    typer.Option("--updates", metavar="N", help="langevin: updates at each step. Default: 5.", **_SAMPLING),
 ]
 Background = Annotated[
     str,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import check_steps, open_model
+from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target
 from ddpm_cli.errors import UsageError
 
@@ -22,7 +22,8 @@ __all__ = ["EXAMPLES", "sample"]
 
 EXAMPLES = """
 Examples:
-  ddpm sample --n 64 --steps 100 -o grid.png
+  ddpm sample --n 64 -o grid.png
+  ddpm sample --sampler ddpm -o exact.png
   ddpm sample -m google/ddpm-cifar10-32 --n 1000 -o images/
 """
 
@@ -44,7 +45,12 @@ def sample(
             "-: a grid on stdout. Default: samples.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
+    sampler: options.Sampler = None,
     steps: options.SamplerSteps = None,
+    spacing: options.Spacing = None,
+    eta: options.Eta = None,
+    order: options.Order = None,
+    updates: options.Updates = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", parser=options.parse_count, metavar="N", help="Images per batch.")
     ] = 64,
@@ -56,7 +62,7 @@ def sample(
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Sample new images from a model (Algorithm 2).
+    """Sample new images from a model.
 
     Image number i of a seed is always the same, whatever --n and --batch-size are.
     """
@@ -74,10 +80,9 @@ def sample(
 
         target = world.on_main(place)
         ddpm = open_model(console, model, device, precision, weights, world)
-        chosen = world.on_main(lambda: check_steps(ddpm, steps, ddpm.schedule.T - 1))
-        taken = len(chosen)
-        if ddpm.denoiser.subsequence(chosen).config != ddpm.denoiser.config:
-            console.note("fewer steps than the model was trained with, so the variance is the fixed small one, beta~_t")
+        own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
+        sampling = world.on_main(lambda: pick_sampling(ddpm, sampler, steps, **own))
+        note_sampling(console, ddpm, sampling)
 
         def todo() -> list[int]:
             if not target.path or not target.folder:
@@ -85,7 +90,7 @@ def sample(
             made_with = {
                 "model": ddpm.fingerprint(),
                 "seed": seed,
-                "steps": taken,
+                **sampling.facts(),
                 "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
             }
             missing = held.enter_context(opened(target.path, n, made_with, force, console.warn))
@@ -98,18 +103,18 @@ def sample(
         mine = left[rows.start : rows.stop]
         started = time.perf_counter()
         done = 0
-        with console.bar("sampling, images x steps", len(left) * taken) as update:
+        with console.bar("sampling, images x evaluations", len(left) * sampling.evaluations) as update:
 
             def progress(count: int) -> None:
                 nonlocal done
                 done += count * world.size  # the other processes have done about as much
                 update(done)
 
-            batches = ddpm.sample_batches(mine, seed, steps, batch_size, progress)
+            batches = ddpm.sample_batches(mine, sampling, seed, batch_size, progress)
             data = _draw(target, mine, batches)
         world.barrier()
         seconds = round(time.perf_counter() - started, 3)
-        fields = {"n": n, "seed": seed, "steps": taken, "seconds": seconds}
+        fields = {"n": n, "seed": seed, **sampling.facts(), "evaluations": sampling.evaluations, "seconds": seconds}
         console.note(f"sampled {len(left)} images in {seconds:.1f} s")
         if data is not None:
             deliver(target, data, console, **fields)

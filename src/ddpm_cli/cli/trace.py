@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import check_steps, open_model
+from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
@@ -66,7 +66,12 @@ def denoise_trace(
             "-: a strip on stdout. Default: trace.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
+    sampler: options.Sampler = None,
     steps: options.SamplerSteps = None,
+    spacing: options.Spacing = None,
+    eta: options.Eta = None,
+    order: options.Order = None,
+    updates: options.Updates = None,
     weights: options.Weights = "ema",
     background: options.Background = "white",
     device: options.Device = "auto",
@@ -106,19 +111,22 @@ def denoise_trace(
     else:
         noised = _noised(ddpm, *source, t, seed, background, console)
         start, x_t = noised.t, noised.x_t
-    taken = check_steps(ddpm, steps, from_paper(start))
+    own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
+    sampling = pick_sampling(ddpm, sampler, steps, from_paper(start), **own)
+    note_sampling(console, ddpm, sampling)
+    taken = sampling.evaluations
 
     animated = target.suffix in pictures.ANIMATION_SUFFIXES
-    count = min(frames or (50 if animated else 10), len(taken) + 1)
-    wanted = {round(i * len(taken) / (count - 1)) for i in range(count)}
+    count = min(frames or (50 if animated else 10), taken + 1)
+    wanted = {round(i * taken / (count - 1)) for i in range(count)}
     kept: list[tuple[int, Tensor, Tensor]] = []
-    with console.bar("denoising", len(taken)) as update:
-        for i, step in enumerate(ddpm.sample_loop(x_t, steps=steps, start=from_paper(start), noise=noise)):
+    with console.bar("denoising", taken) as update:
+        for i, step in enumerate(ddpm.sample_loop(x_t, sampling, noise=noise)):
             if i in wanted:
                 kept.append((to_paper(step.t), images.to_uint8(step.x_t).cpu(), images.to_uint8(step.x_0).cpu()))
             update(i)
 
-    fields = {"t": [at for at, _, _ in kept], "seed": seed, "steps": len(taken)}
+    fields = {"t": [at for at, _, _ in kept], "seed": seed, **sampling.facts()}
     if target.folder:
         _write_folder(target, kept, show)
         console.result(str(target.path), output=str(target.path), **fields)

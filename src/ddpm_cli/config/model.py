@@ -284,7 +284,7 @@ class ScheduleConfig(Strict):
 
     def to_dict(self) -> dict[str, Any]:
         header = {"_class_name": "DDPMScheduler", "_diffusers_version": DIFFUSERS_VERSION}
-        # `NoiseSchedule.spaced` is a linspace, so diffusers with fewer steps takes the same ones.
+        # The sampler `ddpm` takes a linspace of the steps by default, and so does diffusers with this.
         spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "linspace", "steps_offset": 0}
         return header | super().to_dict() | spacing
 

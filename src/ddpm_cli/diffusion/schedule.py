@@ -52,6 +52,7 @@ class NoiseSchedule:
     posterior_log_variance     its logarithm; entry 0 is a copy of entry 1, to stay finite
     posterior_mean_coef_x_0, posterior_mean_coef_x_t       mu~_t = coef_x_0 x_0 + coef_x_t x_t (Eq. 7)
     log_betas                  log beta_t, the large variance of the reverse process (Section 3.2)
+    lambdas                    log(sqrt(abar_t) / sqrt(1 - abar_t)), half of the log-SNR
     """
 
     def __init__(self, betas: Tensor, timesteps: Tensor | None = None) -> None:
@@ -77,6 +78,7 @@ class NoiseSchedule:
         second = self.posterior_variance[min(1, self.T - 1)].clamp(min=1e-20)
         self.posterior_log_variance = torch.cat([second[None], self.posterior_variance[1:]]).log()
         self.log_betas = betas.log()
+        self.lambdas = 0.5 * (self.alphas_cumprod.log() - one_minus.log())
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
@@ -105,16 +107,6 @@ class NoiseSchedule:
         betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         betas = betas.clamp(max=1 - 2**-53)  # a step to less than 1e-16 of the image would round to a beta of 1
         return NoiseSchedule(betas, self.timesteps[index])
-
-    def spaced(self, n: int, start: int | None = None) -> list[int]:
-        """n steps spread evenly over 0..start (default T-1), both ends included, as an ascending list.
-
-        Raises ValueError unless 1 <= n <= start + 1.
-        """
-        start = self.T - 1 if start is None else start
-        if not 1 <= n <= start + 1:
-            raise ValueError(f"the number of steps must be between 1 and {start + 1}, not {n}")
-        return [start] if n == 1 else [round(i * start / (n - 1)) for i in range(n)]
 
     def _at(self, name: str, t: Tensor | int, like: Tensor) -> Tensor | float:
         """Entry t of one of the tables: a float for one t, else (B, 1, 1, 1) with the dtype and device of `like`."""

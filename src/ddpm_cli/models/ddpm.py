@@ -16,7 +16,7 @@ from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data import images
 from ddpm_cli.device import memory_format, pick_device, pick_dtype, place
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.samplers import SAMPLERS, Noise, Step
+from ddpm_cli.diffusion.samplers import Noise, Sampling, Step, plan_sampling
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import new_directory
@@ -100,60 +100,86 @@ class DDPM:
             return self.unet(x_t.expand(2, -1, -1, -1), t)[:1]  # type: ignore[no-any-return]
         return self.unet(x_t, t)  # type: ignore[no-any-return]
 
-    def timesteps(self, steps: int | None = None, start: int | None = None) -> list[int]:
-        """The steps a sampler visits, ascending: all of 0..start, or `steps` of them spread evenly with both ends."""
-        start = self.schedule.T - 1 if start is None else start
-        return self.schedule.spaced(start + 1 if steps is None else steps, start)
-
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule of its training."""
         return self.denoiser.schedule
 
+    def sampling(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        start: int | None = None,
+        *,
+        spacing: str | None = None,
+        eta: float | None = None,
+        order: int | None = None,
+        updates: int | None = None,
+    ) -> Sampling:
+        """Plan a sampling: the steps that a sampler visits, and its settings. What is None is chosen.
+
+        sampler: a name in `diffusion.samplers.SAMPLERS`; default dpm++, and ddpm (Algorithm 2) where dpm++ would take
+        all steps. steps: how many, default the sampler's. start: the first one, in [0, T), default T-1. spacing: a name
+        in `diffusion.samplers.SPACINGS`. eta: the noise of ddim, in [0, 1]. order: of dpm++, 1 to 3. updates: of
+        langevin, at each step. Raises ValueError, beginning with the name of the bad value.
+        """
+        own = {"eta": eta, "order": order, "updates": updates}
+        return plan_sampling(self.schedule, self.shape[-1], sampler, steps, start, spacing, **own)
+
     def sample_loop(
         self,
         x_T: Tensor,
-        sampler: str = "ddpm",
+        sampler: str | Sampling | None = None,
         steps: int | None = None,
         seed: int = 0,
         start: int | None = None,
         noise: Noise | None = None,
+        **settings: Any,
     ) -> Iterator[Step]:
-        """Run the reverse process from x_T and yield every Step, the sample last (Algorithm 2).
+        """Run the reverse process from x_T and yield every Step, the sample last.
 
         x_T: (B, C, H, W) float, the state at step `start` (in [0, T), default T-1).
-        sampler: a name in `diffusion.samplers.SAMPLERS`. steps: how many to take, default all.
+        sampler, steps, settings: see `sampling`; or a plan that it returned, instead of all of them.
         noise: returns z of each step; default the noise of images 0..B-1 of `seed`.
-        Raises ValueError for an unknown sampler or invalid steps.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-        denoiser = self.denoiser.subsequence(self.timesteps(steps, start))
+        plan = sampler if isinstance(sampler, Sampling) else self.sampling(sampler, steps, start, **settings)
         noise = noise or ImageNoise(seed, range(len(x_T)), self.shape)
         x_T = x_T.to(self.device, torch.float32, memory_format=memory_format(self.device))
-        return SAMPLERS[sampler](denoiser, x_T, noise)
+        return plan.run(self.denoiser, x_T, noise)
 
     def sample_batches(
         self,
         indices: Sequence[int],
+        sampling: Sampling,
         seed: int = 0,
-        steps: int | None = None,
         batch_size: int = 64,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Tensor]:
         """Sample the images with these indices of a seed in batches: yields (B, C, H, W) uint8 on the CPU.
 
-        Image i does not depend on the other images, nor on batch_size. progress: called after every step of every batch
-        with the number of images in it; the sum is the number of images times the number of steps.
+        Image i does not depend on the other images, nor on batch_size. progress: called after every evaluation of every
+        batch with the number of images in it; the sum is the number of images times `sampling.evaluations`.
         """
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]
             noise = ImageNoise(seed, batch, self.shape)
-            for step in self.sample_loop(noise(), steps=steps, noise=noise):
+            for step in self.sample_loop(noise(), sampling, noise=noise):
                 if step.t >= 0:
                     progress(len(batch))
             yield images.to_uint8(step.x_t).cpu()
 
-    def sample(self, n: int = 1, seed: int = 0, steps: int | None = None, batch_size: int = 64) -> Tensor:
-        """Sample images 0..n-1 of a seed: (n, C, H, W) uint8 on the CPU. See `sample_batches`."""
-        return torch.cat(list(self.sample_batches(range(n), seed, steps, batch_size)))
+    def sample(
+        self,
+        n: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 64,
+        sampler: str | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Sample images 0..n-1 of a seed: (n, C, H, W) uint8 on the CPU.
+
+        sampler, steps, settings: see `sampling`. Image i does not depend on n and batch_size.
+        """
+        sampling = self.sampling(sampler, steps, **settings)
+        return torch.cat(list(self.sample_batches(range(n), sampling, seed, batch_size)))

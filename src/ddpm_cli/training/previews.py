@@ -19,56 +19,49 @@ __all__ = ["IMAGES", "Previews", "draw", "plan_previews"]
 
 IMAGES = 16
 _SHARE = 0.05  # of a run's time: what previews may take
-_MOST, _GOOD, _LEAST = 100, 50, 20  # sampler steps: more do not help; enough to judge a model; enough to see something
 
 
 @dataclass(frozen=True)
 class Previews:
-    """When a run draws previews, besides the one at its end. every: training steps between them. steps: sampler steps.
+    """When a run draws previews, besides the one at its end. every: training steps between them.
 
     share: their estimated share of the run's time, in [0, 1]; None if it was not measured.
     """
 
     every: int
-    steps: int
     share: float | None = None
-
-    @classmethod
-    def unmeasured(cls, settings: TrainConfig, T: int) -> Previews:
-        return cls(settings.sample_every, min(_MOST, T))
 
     def is_due(self, step: int) -> bool:
         return step % self.every == 0
 
 
-def plan_previews(settings: TrainConfig, first_step: int, T: int, cost: float, asked: bool) -> Previews:
-    """Fit the previews into `_SHARE` of a run's time: first with fewer sampler steps, then with fewer previews.
+def plan_previews(settings: TrainConfig, first_step: int, cost: float, asked: bool) -> Previews:
+    """Fit the previews into `_SHARE` of a run's time, by drawing fewer of them.
 
-    cost: the time of a sampler step of `IMAGES` images, divided by that of a training step. asked: the user chose
-    `sample_every`, so it is kept. The last preview is always drawn, and each one has at least `_LEAST` sampler steps:
-    so they can take more than their share.
+    cost: the time of a preview of one network (there are two, EMA and raw), divided by that of a training step. asked:
+    the user chose `sample_every`, so it is kept. The last preview is always drawn. So they can take more than their
+    share.
     """
     left = max(1, settings.steps - first_step)
-    room = _SHARE / (1 - _SHARE) * left / cost  # total of sampler steps; a preview samples twice (EMA, raw)
     every = settings.sample_every
 
-    def count() -> int:
-        return max(1, settings.steps // every - first_step // every + (settings.steps % every != 0))
+    def spent() -> float:
+        count = settings.steps // every - first_step // every + (settings.steps % every != 0)
+        return 2 * cost * max(1, count)
 
-    while not asked and count() > 1 and room / (2 * count()) < min(_GOOD, T):
+    while not asked and every < settings.steps and spent() > _SHARE / (1 - _SHARE) * left:
         every += settings.sample_every
-    steps = max(min(_LEAST, T), min(_MOST, T, int(room / (2 * count()))))
-    spent = 2 * steps * count() * cost
-    return Previews(every, steps, spent / (left + spent))
+    return Previews(every, spent() / (left + spent()))
 
 
 class _StoppedError(Exception):
     pass
 
 
-def draw(unet: UNet, schedule: ScheduleConfig, seed: int, steps: int, should_stop: Callable[[], bool]) -> Tensor | None:
+def draw(unet: UNet, schedule: ScheduleConfig, seed: int, should_stop: Callable[[], bool]) -> Tensor | None:
     """Sample the images of a preview: (IMAGES, C, H, W) uint8 on the CPU; None if it was stopped.
 
+    It takes the default sampler, which needs few evaluations.
     should_stop: called before every layer, since one sampler step may take many seconds on a slow machine.
     """
 
@@ -80,7 +73,7 @@ def draw(unet: UNet, schedule: ScheduleConfig, seed: int, steps: int, should_sto
     noise = ImageNoise(seed, range(IMAGES), model.shape)
     hook = register_module_forward_pre_hook(check)
     try:
-        *_, last = model.sample_loop(noise(), steps=steps, noise=noise)
+        *_, last = model.sample_loop(noise(), noise=noise)
     except _StoppedError:
         return None
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_cli.data.pack import Pack
 from ddpm_cli.device import autocast, synchronize
+from ddpm_cli.diffusion.samplers import plan_sampling
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.machine import free_memory
 from ddpm_cli.models.ddpm import DDPM
@@ -130,9 +131,9 @@ def _steps_per_second(trainer: Trainer) -> float:
 
 def _plan_previews(trainer: Trainer, seconds: _Seconds, asked: bool) -> None:
     """Plan the previews from the times on rank 0."""
-    settings, T = trainer.config.train, trainer.schedule.T
-    cost = trainer.world.on_main(lambda: seconds.sample / seconds.step)
-    trainer.previews = previews.plan_previews(settings, trainer.first_step, T, cost, asked)
+    evaluations = plan_sampling(trainer.schedule, trainer.pack.shape[-1]).evaluations
+    cost = trainer.world.on_main(lambda: evaluations * seconds.sample / seconds.step)
+    trainer.previews = previews.plan_previews(trainer.config.train, trainer.first_step, cost, asked)
 
 
 def _require_memory(trainer: Trainer, images: int, parts: int, compute: bool) -> _Seconds:
@@ -202,7 +203,7 @@ def _sampler_seconds(trainer: Trainer) -> float:
     x_T = torch.zeros(previews.IMAGES, *model.shape)
     started = time.perf_counter()
     with autocast(trainer.device, trainer.dtype):
-        for _ in model.sample_loop(x_T, steps=1, noise=lambda: x_T):
+        for _ in model.sample_loop(x_T, "dpm++", steps=1):
             pass
     synchronize(trainer.device)
     return time.perf_counter() - started

@@ -92,7 +92,7 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-        self.previews = Previews.unmeasured(config.train, self.schedule.T)
+        self.previews = Previews(config.train.sample_every)
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
         self._updating = False  # whether a step is changing the weights
@@ -232,7 +232,7 @@ class Trainer:
 
     def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
         with autocast(self.device, self.dtype):
-            return previews.draw(unet, self.config.schedule, self.config.train.seed, self.previews.steps, should_stop)
+            return previews.draw(unet, self.config.schedule, self.config.train.seed, should_stop)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, and write metrics, previews and checkpoints.

@@ -1,8 +1,7 @@
-"""Samplers of the reverse process, one per file. To add one, write its generator and add it to `SAMPLERS`."""
+"""Samplers of the reverse process, one per file. To add one, write its generator and add a row to `SAMPLERS`."""
 
-from ddpm_cli.diffusion.samplers.ancestral import ancestral
-from ddpm_cli.diffusion.samplers.step import Noise, Sampler, Step
+from ddpm_cli.diffusion.samplers.sampling import SAMPLERS, Sampler, Sampling, plan_sampling
+from ddpm_cli.diffusion.samplers.spacing import SPACINGS, spaced
+from ddpm_cli.diffusion.samplers.step import Noise, Step
 
-__all__ = ["SAMPLERS", "Noise", "Sampler", "Step"]
-
-SAMPLERS: dict[str, Sampler] = {"ddpm": ancestral}
+__all__ = ["SAMPLERS", "SPACINGS", "Noise", "Sampler", "Sampling", "Step", "plan_sampling", "spaced"]

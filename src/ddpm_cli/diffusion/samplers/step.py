@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoiser
-
-__all__ = ["Noise", "Sampler", "Step"]
+__all__ = ["Noise", "Step"]
 
 
 class Step(NamedTuple):
@@ -22,8 +20,3 @@ class Step(NamedTuple):
 
 # Returns new noise from N(0, I), (B, C, H, W), on any device and in any dtype.
 Noise = Callable[[], Tensor]
-
-# A generator over (denoiser, x, noise). `denoiser.schedule` holds the steps to visit; x is the state at the last one.
-# It yields a Step before each step that it takes, and one with t=-1 at the end. It controls its loop: it may keep
-# earlier predictions, add noise or not, go upwards, or update several times at one step.
-Sampler = Callable[[Denoiser, Tensor, Noise], Iterator[Step]]
