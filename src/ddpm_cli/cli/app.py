@@ -24,6 +24,9 @@ COMMANDS = {
     "sample": "sample",
     "noise": "noise",
     "denoise-trace": "trace",
+    "compress": "compress",
+    "decompress": "decompress",
+    "rate-distortion": "rate_distortion",
     "info": "info",
     "push": "push",
     "plot": "plot",
@@ -155,4 +158,7 @@ _MEMORY_HINTS: dict[str | None, str] = {
     "train": "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model.",
     "sample": "Use a smaller --batch-size.",
     "denoise-trace": "Use another --device, or a smaller model.",
+    "compress": "Use another --device, or a smaller model.",
+    "decompress": "Use another --device, or a smaller model.",
+    "rate-distortion": "Use a smaller --batch-size.",
 }

@@ -32,7 +32,10 @@ def grid(images: Tensor) -> Image.Image:
 
 
 def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[str] = ()) -> Image.Image:
-    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left."""
+    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left.
+
+    Labels above the columns may have several lines.
+    """
     scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
     return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
 
@@ -46,7 +49,8 @@ def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels
     """Tiles of one size on white, with labels above the columns and left of the rows if there are any."""
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
-    head = text + 2 * _PAD if labels else 0
+    lines = max((label.count("\n") + 1 for label in labels), default=0)
+    head = lines * (text + 2 * _PAD)
     margin = 2 * text if row_labels else 0
     width = margin + len(rows[0]) * (first.width + _PAD) + _PAD
     sheet = Image.new(first.mode, (width, len(rows) * (first.height + _PAD) + _PAD + head), "white")
@@ -56,7 +60,7 @@ def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
     for x, label in enumerate(labels):
         centre = margin + _PAD + x * (first.width + _PAD) + first.width // 2
-        draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm")
+        draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm", align="center")
     for y, label in enumerate(row_labels):
         middle = head + _PAD + y * (first.height + _PAD) + first.height // 2
         draw.text((margin // 2 + 1, middle), label, fill="black", font=font, anchor="mm")
