@@ -109,8 +109,17 @@ def test_small_differences_between_machines_stay_small():
     torch.testing.assert_close(received[-1].x_0, sent[-1].x_0, rtol=0, atol=2e-3)
 
 
+def test_an_image_without_anything_in_it():
+    denoiser, plan, stream = gaussian(0.25), Plan(8, 20, 9), BitWriter()
+    x_0 = torch.zeros(1, 1, 8, 8)
+    sent = list(send(denoiser, x_0, plan, stream))
+    received = list(receive(denoiser, x_0, plan, BitReader(stream.to_bytes())))
+    assert [(s.t, s.bits) for s in sent] == [(s.t, s.bits) for s in received]
+    assert float(sent[-1].x_0.abs().mean()) < 0.1
+
+
 def test_a_cut_file_is_a_coarser_image_at_every_byte(model, digit):
-    whole = compress(model, pixels(digit), t=1)
+    whole = compress(model, pixels(digit), t=4, block_bits=6, steps=8)
     length = len(whole.data) - len(Container.from_bytes(whole.data, "x").stream)
     full = list(decompress(model, Container.from_bytes(whole.data, "x"), "x"))
     assert full[-1][1].equal(whole.image)

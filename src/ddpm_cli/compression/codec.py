@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,80 +56,98 @@ class State(NamedTuple):
     ideal: float
 
 
-# Returns z of x_{t-1} = mean + sigma z, (size,) on the CPU. Arguments: the position of the step in the schedule, x_t
-# (None before x_T), mean, sigma. Raises EndOfBitsError if there are no more bits.
-_Draw = Callable[[int, Tensor | None, Tensor, float], Tensor]
+class _Step(NamedTuple):
+    """A possible step of the reverse process: to position t, by x_t = mean + sigma z.
+
+    mean, sigma: of p. wanted: from an x_0, the mean of q for this step, (1, C, H, W). first: whether t is T; this
+    step cannot be left out.
+    """
+
+    t: int
+    mean: Tensor
+    sigma: float
+    wanted: Callable[[Tensor], Tensor]
+    first: bool = False
 
 
-def _chain(denoiser: Denoiser, x: Tensor, draw: _Draw) -> Iterator[tuple[int, Tensor]]:
-    """The reverse process with draws of both sides: yields t and the predicted x_0 at every step.
+# Returns z of a step, (size,) on the CPU; None leaves the step out. Raises EndOfBitsError if there are no more bits.
+_Draw = Callable[[_Step], Tensor | None]
 
-    x: zeros, (1, C, H, W), on the device of the network. p has the variance beta~_t, that of q, whatever the model's
-    own choice for sampling is: only the mean differs then, and the mean is all there is to send. The first draw is x_T,
-    from p(x_T) = N(0, I).
+
+def _chain(denoiser: Denoiser, plan: Plan, like: Tensor, draw: _Draw) -> Iterator[tuple[int, Tensor]]:
+    """The reverse process of both sides: yields t and the predicted x_0 after every step that is not left out.
+
+    like: (1, C, H, W), on the device of the network. A step that is left out makes the next one longer. The mean of
+    p is that of q for the predicted x_0. Its variance is that of q too, beta~_t, whatever the model samples with:
+    then only the mean is left to send. The first step is to x_T, from p(x_T) = N(0, I).
     """
     schedule = denoiser.schedule
-    mean, sigma, x_t = x, 1.0, None
-    for t in reversed(range(schedule.T)):
+    last, *rest = reversed(plan.timesteps(schedule))
+    step = _Step(last, torch.zeros_like(like), 1.0, lambda x_0: float(schedule.sqrt_alphas_cumprod[last]) * x_0, True)
+    while True:
         try:
-            x_t = mean + sigma * draw(t, x_t, mean, sigma).view_as(x).to(x)
+            z = draw(step)
         except EndOfBitsError:
             return
-        with torch.no_grad():
-            prediction = denoiser(x_t, t)
-        yield int(schedule.timesteps[t]), prediction.x_0
-        mean, sigma = prediction.mean, math.exp(0.5 * float(schedule.posterior_log_variance[t]))
+        if z is not None:
+            t, x_t = step.t, step.mean + step.sigma * z.view_as(like).to(like)
+            with torch.no_grad():
+                predicted = denoiser(x_t, t).x_0
+            yield int(schedule.timesteps[t]), predicted
+        if not rest:
+            return
+        s = rest.pop(0)
+        both = schedule.subsequence([s, t])  # from t to s is one step of this schedule
+        wanted = partial(both.posterior_mean, x_t=x_t, t=1)
+        step = _Step(s, wanted(predicted), math.exp(0.5 * float(both.posterior_log_variance[1])), wanted)
 
 
 def send(denoiser: Denoiser, x_0: Tensor, plan: Plan, stream: BitWriter) -> Iterator[State]:
     """Algorithm 3: write an image to `stream`, step by step, until its last step or until the stream is full.
 
-    x_0: (1, C, H, W) float32 in [-1, 1], on the device of the network. Each step is the number of its blocks, as a
-    difference, and the number of a candidate for every block.
+    x_0: (1, C, H, W) float32 in [-1, 1], on the device of the network. For each step there is a 0 if it has no blocks;
+    else a 1, the change of their number, and the number of a candidate for every block.
     """
-    denoiser = denoiser.subsequence(plan.timesteps(denoiser.schedule))
-    schedule = denoiser.schedule
     book = CandidateBook(plan.block_bits, x_0.numel())
-    ideal, before = 0.0, 0
+    ideal, before = 0.0, 1
 
-    def draw(t: int, x_t: Tensor | None, mean: Tensor, sigma: float) -> Tensor:
+    def draw(step: _Step) -> Tensor | None:
         nonlocal ideal, before
-        if x_t is None:  # q(x_T | x_0); its variance 1 - abar_T counts as 1
-            wanted = float(schedule.sqrt_alphas_cumprod[t]) * x_0
-        else:
-            wanted = schedule.posterior_mean(x_0, x_t, t + 1)
-        v = ((wanted - mean) / sigma).flatten().cpu()
+        v = ((step.wanted(x_0) - step.mean) / step.sigma).flatten().cpu()
         kl = float(v.double().square().sum()) / 2 / math.log(2)
         blocks = book.blocks_for(kl)
         part = BitWriter()
-        part.write_gamma(1 + _to_natural(blocks - before))
-        z = book.encode(v, blocks, t, part)
+        part.write(int(blocks > 0), 1)
+        if blocks:
+            part.write_gamma(1 + _to_natural(blocks - before))
+            before = blocks
+        sent = book.encode(v, blocks, step.t, part) if blocks or step.first else None
         stream.extend(part)
-        ideal, before = ideal + kl, blocks
-        return z
+        ideal += kl if sent is not None else 0.0
+        return sent
 
-    for t, predicted in _chain(denoiser, torch.zeros_like(x_0), draw):
+    for t, predicted in _chain(denoiser, plan, x_0, draw):
         yield State(t, predicted, stream.count, ideal)
 
 
 def receive(denoiser: Denoiser, like: Tensor, plan: Plan, stream: BitReader) -> Iterator[State]:
     """Algorithm 4: the states of `send`, as far as the stream goes. Yields none if it ends within x_T.
 
-    like: (1, C, H, W) float32 zeros, on the device of the network. Raises ValueError if the stream is damaged.
+    like: (1, C, H, W) float32, on the device of the network. Raises ValueError if the stream is damaged.
     """
-    denoiser = denoiser.subsequence(plan.timesteps(denoiser.schedule))
     book = CandidateBook(plan.block_bits, like.numel())
-    before = 0
+    before = 1
 
-    def draw(t: int, x_t: Tensor | None, mean: Tensor, sigma: float) -> Tensor:
+    def draw(step: _Step) -> Tensor | None:
         nonlocal before
-        blocks = before + _to_integer(stream.read_gamma(2 * book.size + 2) - 1)
-        if not 0 <= blocks <= book.size:
-            raise ValueError(f"a step has {blocks} blocks")
-        before = blocks
-        return book.decode(blocks, t, stream)
+        if not stream.read(1):
+            return book.decode(0, step.t, stream) if step.first else None
+        before += _to_integer(stream.read_gamma(2 * book.size + 2) - 1)
+        if not 1 <= before <= book.size:
+            raise ValueError(f"a step has {before} blocks")
+        return book.decode(before, step.t, stream)
 
-    for t, predicted in _chain(denoiser, like, draw):
+    for t, predicted in _chain(denoiser, plan, like, draw):
         yield State(t, predicted, stream.count, 0.0)
 
 

@@ -21,7 +21,7 @@ __all__ = ["BLOCK_BITS", "STEPS", "Compressed", "compress", "decompress", "defau
 
 BLOCK_BITS = 14  # more would save few bits for much time, see docs/compression.md
 OnStep = Callable[[int, int], None]  # called with the steps that are done and all steps
-STEPS = 32  # fewer, longer steps lose to the bound; more of them leave blocks half empty
+STEPS = 64  # those that carry too few bits are left out
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compress(
     """Compress an image, (C, H, W) uint8 of the model's shape.
 
     t: the paper's, 1..T; code down to x_t. Default: `default_t`. most_bytes: of the file; it ends before a step that
-    does not fit. block_bits: of the number of a candidate. steps: evaluations of the network.
+    does not fit. block_bits: of the number of a candidate. steps: at most so many evaluations of the network.
     progress: called with the steps that are done and all steps. Raises DataError if not even the first step fits,
     ValueError if the shape is not the model's.
     """
