@@ -76,6 +76,10 @@ ROWS = [
     Row("dpm++", "quadratic", SHORT, {"order": 2}),
     Row("dpm++", "logsnr", SHORT, {"order": 2}),
     Row("dpm++", "logsnr", SHORT, {"order": 3}),
+    Row("dpm++", "logsnr", SHORT, {"order": 2, "eta": 0.5}),
+    Row("dpm++", "logsnr", SHORT, {"order": 2, "eta": 1.0}),
+    Row("dpm++", "quadratic", SHORT, {"order": 2, "eta": 0.5}),
+    Row("dpm++", "quadratic", SHORT, {"order": 2, "eta": 1.0}),
     Row("unipc", "logsnr", SHORT, {"order": 2}),
     Row("langevin", "logsnr", COLUMNS[1:6], {"updates": 1}),
     Row("langevin", "logsnr", COLUMNS[1:6], {"updates": 5}),
@@ -92,7 +96,9 @@ class Block(NamedTuple):
     seed: int
 
     def file(self, out: Path) -> Path:
-        return out / self.data / f"{self.row.name.replace(', ', '-').replace(' ', '-')}-{self.column}-{self.seed}"
+        """Without its suffix, so its name has no point."""
+        name = self.row.name.replace(", ", "-").replace(" ", "-").replace(".", "p")
+        return out / self.data / f"{name}-{self.column}-{self.seed}"
 
 
 class WholeBatches(DDPM):
