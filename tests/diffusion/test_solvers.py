@@ -89,13 +89,15 @@ def test_ddim_with_eta_1_is_ancestral_sampling(n):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_dpm_solver_of_order_1_is_ddim():
-    for spacing in ("uniform", "logsnr"):
-        chosen = spaced(T1000, 11, spacing=spacing)
-        for a, b in zip(
-            states(dpm_solver, chosen, "v_prediction", order=1), states(ddim, chosen, "v_prediction"), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("spacing", ["uniform", "logsnr"])
+def test_dpm_solver_of_order_1_is_ddim(spacing, eta):
+    chosen = spaced(T1000, 11, spacing=spacing)
+    noises = [draw(100 + i) for i in range(11)]
+    one, other = iter(noises), iter(noises)
+    solved = states(dpm_solver, chosen, "v_prediction", noise=lambda: next(one), order=1, eta=eta)
+    for a, b in zip(solved, states(ddim, chosen, "v_prediction", noise=lambda: next(other), eta=eta), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def mended() -> type:
@@ -137,6 +139,31 @@ def test_dpm_solver_is_that_of_diffusers(prediction, n, order, spacing):
     exact_tables(scheduler, chosen)
     for ours, other in zip(states(dpm_solver, chosen, prediction, order=order), theirs(scheduler, chosen), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", STEPS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_dpm_solver_with_noise_is_that_of_diffusers(n, order):
+    chosen = spaced(T1000, n, spacing="logsnr")
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        algorithm_type="sde-dpmsolver++",
+        solver_order=order,
+        thresholding=True,
+    )
+    scheduler.set_timesteps(timesteps=chosen[::-1])
+    exact_tables(scheduler, chosen)
+    x, noises = draw(0), [draw(100 + i) for i in range(n)]
+    expected = []
+    for t, noise in zip(chosen[::-1], noises, strict=True):
+        x = scheduler.step(network(x, torch.tensor([t])), t, x, variance_noise=noise).prev_sample
+        expected.append(x)
+    each = iter(noises)
+    ours = states(dpm_solver, chosen, "epsilon", noise=lambda: next(each), order=order, eta=1.0)[1:]
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", STEPS)

@@ -88,7 +88,8 @@ def test_randomness_is_known():
     ("values", "message"),
     [
         ({"sampler": "euler"}, r"^sampler euler: is not one of ddpm, ddim"),
-        ({"eta": 0.5}, r"^eta 0.5: is a setting of ddim, not of dpm\+\+"),
+        ({"sampler": "ddpm", "eta": 0.5}, r"^eta 0.5: is a setting of ddim and dpm\+\+, not of ddpm"),
+        ({"eta": 0.5, "order": 3}, "^eta 0.5: needs order 1 or 2"),
         ({"sampler": "ddim", "eta": 1.5}, "^eta 1.5: must be between 0 and 1"),
         ({"sampler": "ddim", "order": 2}, "^order 2: is a setting of dpm"),
         ({"order": 4}, "^order 4: must be between 1 and 3"),

@@ -169,7 +169,9 @@ Spacing = Annotated[
 ]
 Eta = Annotated[
     float | None,
-    typer.Option("--eta", metavar="X", help="ddim: its noise, from 0 (default, none) to 1 (as ddpm).", **_SAMPLING),
+    typer.Option(
+        "--eta", metavar="X", help="ddim and dpm++: their noise, from 0 (default, none) to 1 (as ddpm).", **_SAMPLING
+    ),
 ]
 Order = Annotated[
     int | None, typer.Option("--order", metavar="N", help="dpm++: its order, 1, 2 (default) or 3.", **_SAMPLING)

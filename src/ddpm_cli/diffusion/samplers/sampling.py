@@ -43,7 +43,7 @@ _SMALL = 64  # pixels; the authors of DPM-Solver use log-SNR steps for small ima
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, steps=None, spacing="uniform", random=True),
     "ddim": Sampler(ddim, steps=50, spacing="quadratic", settings={"eta": 0.0}),
-    "dpm++": Sampler(dpm_solver, steps=20, spacing="logsnr", settings={"order": 2}),
+    "dpm++": Sampler(dpm_solver, steps=20, spacing="logsnr", settings={"order": 2, "eta": 0.0}),
     "unipc": Sampler(unipc, steps=20, spacing="logsnr", settings={"order": 2}),
     "langevin": Sampler(langevin, steps=40, spacing="logsnr", settings={"updates": 5}, random=True),
 }
@@ -79,7 +79,7 @@ class Sampling:
     def describe(self) -> str:
         """The plan in words."""
         steps = f"{len(self.timesteps)} {self.spacing} steps"
-        own = "".join(f", {name} {value:g}" for name, value in self.settings.items())
+        own = "".join(f", {name} {value:g}" for name, value in self.settings.items() if value)
         total = f" = {self.evaluations} evaluations" if "updates" in self.settings else ""
         return f"{self.sampler}, {steps}{own}{total}"
 
@@ -121,6 +121,9 @@ def plan_sampling(
         low, high = _ALLOWED[name]
         if not low <= value <= high:
             raise ValueError(f"{name} {value}: must be between {low:g} and {high:g}")
+    own = {**row.settings, **given}
+    if own.get("eta", 0) > 0 and own.get("order") == 3:
+        raise ValueError(f"eta {own['eta']:g}: needs order 1 or 2")
     spacing = spacing or (row.spacing if size <= _SMALL else row.spacing_large)
     n = min(row.steps or start + 1, start + 1) if steps is None else steps
-    return Sampling(sampler, spaced(schedule, n, start, spacing), spacing, {**row.settings, **given})
+    return Sampling(sampler, spaced(schedule, n, start, spacing), spacing, own)

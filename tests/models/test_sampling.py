@@ -1,0 +1,48 @@
+"""Every sampler on every kind of model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import SMALL, write_model
+from ddpm_cli import DDPM
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.diffusion.samplers import SAMPLERS
+from ddpm_cli.rng import ImageNoise
+
+KINDS = {
+    "eps": ScheduleConfig(20),
+    "x_0": ScheduleConfig(20, prediction_type="sample"),
+    "v": ScheduleConfig(20, prediction_type="v_prediction"),
+    "large variance": ScheduleConfig(20, variance_type="fixed_large"),
+    "learned variance": ScheduleConfig(20, variance_type="learned"),
+    "learned range": ScheduleConfig(20, variance_type="learned_range"),
+    "cosine": ScheduleConfig(30, beta_schedule="squaredcos_cap_v2"),
+    "trained betas": ScheduleConfig(5, trained_betas=(1e-5, 0.4, 0.01, 0.9, 0.5)),
+    "one step": ScheduleConfig(1, beta_start=0.5, beta_end=0.5),
+    "many steps": ScheduleConfig(2000),
+    "no clipping": ScheduleConfig(20, clip_sample=False),
+    "thresholding": ScheduleConfig(20, thresholding=True, sample_max_value=2.0),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "RGB"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sampler_draws_from_every_model(tmp_path, kind, channels):
+    schedule = KINDS[kind]
+    out = channels * (2 if schedule.learns_variance else 1)
+    folder = write_model(tmp_path / "model", replace(SMALL, in_channels=channels, out_channels=out), schedule)
+    model = DDPM.from_pretrained(folder, precision="fp32")
+    start = ImageNoise(0, range(2), model.shape)()
+    for sampler in SAMPLERS:
+        steps = min(4, schedule.num_train_timesteps)
+        *path, last = model.sample_loop(start, sampler, steps)
+        assert [step.t for step in path] == sorted((step.t for step in path), reverse=True)
+        assert len(path) == model.sampling(sampler, steps).evaluations
+        assert all(step.x_t.shape == step.x_0.shape == start.shape for step in path)
+        assert last.t == -1
+        assert last.x_t.isfinite().all()
+        if kind != "no clipping":
+            assert last.x_t.abs().max() <= 1 + 1e-6
+        assert not torch.equal(last.x_t[0], last.x_t[1])
