@@ -285,7 +285,9 @@ def print_table(name: str, distance: str, found: list[dict[str, Any]], real: lis
             print(f"| {row.name} | {' | '.join(texts)} |")
     floor = [factor * value for value in real if value == value]
     if floor:
-        print(f"\nreal images: {spread(floor)}; deviation of a block near {BASE[0]}, {BASE[1]}: {noise:.2f}")
+        print(f"\nreal images: {spread(floor)}")
+    if noise:
+        print(f"deviation of one block, from cells at most 1.5 times {BASE[0]}, {BASE[1]}: {noise:.2f}")
 
 
 def cell_text(
@@ -295,7 +297,7 @@ def cell_text(
     if not values:
         return ""
     text = spread(values)
-    if BASE not in means:
+    if BASE not in means or not noise:
         return text
     error = noise * (1 / len(values) + 1 / len(cells[BASE])) ** 0.5
     return f"**{text}**" if statistics.mean(values) <= means[BASE] + 2 * error else text
@@ -342,7 +344,8 @@ def draw_sheet(tiles: dict[tuple[str, int], Image.Image], names: list[str]) -> I
     columns = [column for column in COLUMNS if any(place[1] == column for place in tiles)]
     names = [name for name in names if any(place[0] == name for place in tiles)]
     side = next(iter(tiles.values())).width + 6
-    left, top, font = 190, 24, ImageFont.load_default(14)
+    top, font = 24, ImageFont.load_default(14)
+    left = 16 + int(max(font.getlength(name) for name in names))
     sheet = Image.new("RGB", (left + side * len(columns), top + side * len(names)), "white")
     pen = ImageDraw.Draw(sheet)
     for x, column in enumerate(columns):
