@@ -32,10 +32,20 @@ def grid(images: Tensor) -> Image.Image:
     return _sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
 
-def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[str] = ()) -> Image.Image:
-    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left."""
+def strip(
+    rows: Sequence[Tensor],
+    labels: Sequence[str],
+    row_labels: Sequence[str] = (),
+    together: int = 0,
+    apart: bool = False,
+) -> Image.Image:
+    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left.
+
+    together: so many rows belong together, and are set apart from the next ones. apart: so is the first column.
+    """
     scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
-    return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
+    tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
+    return _sheet(tiles, labels, row_labels, together=together, apart=apart)
 
 
 def captioned(
@@ -47,7 +57,7 @@ def captioned(
     """
     scale = max(1, math.ceil(_CAPTIONED / rows[0].shape[-1]))
     tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
-    return _sheet(tiles, labels, captions=captions, apart=tiles[0][0].width // 6)
+    return _sheet(tiles, labels, captions=captions, apart=True)
 
 
 def _enlarge(image: Image.Image, scale: int) -> Image.Image:
@@ -60,26 +70,31 @@ def _sheet(
     labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
     captions: Sequence[Sequence[Sequence[str]]] = (),
-    apart: int = 0,
+    together: int = 0,
+    apart: bool = False,
 ) -> Image.Image:
     """Tiles of one size on white, with labels above the columns and left of the rows, and captions, if there are any.
 
-    captions: lines below each tile. apart: more pixels between the first column and the second.
+    captions: lines below each tile. together, apart: see `strip`.
     """
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
+    font = ImageFont.load_default(text)
     head = text + 2 * _PAD if labels else 0
-    margin = 2 * text if row_labels else 0
+    widest = max((math.ceil(font.getlength(label)) + 2 * _PAD for label in row_labels), default=0)
+    margin = max(2 * text, widest) if row_labels else 0
     line = text + _PAD
     lines_below = max((len(lines) for row in captions for lines in row), default=0)
     below = lines_below * line + 2 * _PAD if captions else 0
-    lefts = [margin + _PAD + x * (first.width + _PAD) + (apart if x else 0) for x in range(len(rows[0]))]
-    tops = [head + _PAD + y * (first.height + _PAD + below) for y in range(len(rows))]
+    gap = first.width // 6
+    lefts = [margin + _PAD + x * (first.width + _PAD) + (gap if apart and x else 0) for x in range(len(rows[0]))]
+    gaps = [gap * (y // together) if together > 1 else 0 for y in range(len(rows))]
+    tops = [head + _PAD + y * (first.height + _PAD + below) + gaps[y] for y in range(len(rows))]
     sheet = Image.new(first.mode, (lefts[-1] + first.width + _PAD, tops[-1] + first.height + _PAD + below), "white")
     for top, row in zip(tops, rows, strict=True):
         for left, tile in zip(lefts, row, strict=True):
             sheet.paste(tile, (left, top))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
+    draw = ImageDraw.Draw(sheet)
     for left, label in zip(lefts, labels, strict=False):
         draw.text((left + first.width // 2, head // 2 + 1), label, fill="black", font=font, anchor="mm")
     for top, label in zip(tops, row_labels, strict=False):
