@@ -15,6 +15,7 @@ from ddpm_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddpm_cli.cli.trace_input import Start
     from ddpm_cli.diffusion.samplers import Noise, Sampling
     from ddpm_cli.models.ddpm import DDPM
 
@@ -111,41 +112,52 @@ def denoise_trace(
     console = Console("denoise-trace", as_json, quiet)
     if show not in _ROWS:
         raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
-    ts = (
-        None
-        if share_from is None
-        else _shared_ts(share_from, output, t=t, frames=frames, show=None if show == "both" else show)
-    )
+    ts = _shared_ts(share_from, output, t, frames, show) if share_from else None
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
     source = None if image is None else read_input(image)
 
+    from ddpm_cli.cli.trace_input import Start, check_t
     from ddpm_cli.data.images import check_background
+    from ddpm_cli.diffusion.noised_image import from_paper
+    from ddpm_cli.rng import ImageNoise
 
     check_background(background)
     ddpm = open_model(console, model, device, precision, weights)
+    T = ddpm.schedule.T
+    for flag, value in [("--t", t), *(("--share-from", t) for t in ts or ())]:
+        check_t(flag, value, T)
+    begun = Start(ddpm, *source, seed, background, console.note) if source else None
     own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
-    if ts is None:
-        start, x_t, noise = _start(ddpm, source, t, n or 1, seed, background, console)
-        sampling = pick_sampling(ddpm, sampler, steps, start, **own)
-        if n and n > 1 and x_t.eq(x_t[:1]).all():
-            _require_noise(sampling, "traces")
-        note_sampling(console, ddpm, sampling)
-        _trace(ddpm, x_t, noise, sampling, frames, _ROWS[show], target, console, seed)
-    else:
+    if ts is not None:
         sampling = pick_sampling(ddpm, sampler or "ddpm", steps, **own)
         _require_noise(sampling, "samples from one state")
         note_sampling(console, ddpm, sampling)
-        _share(ddpm, source, ts, n or 4, sampling, target, console, seed, background)
+        _share(ddpm, begun, ts, n or 4, sampling, target, console, seed)
+        return
+    noise = ImageNoise(seed, range(n or 1), ddpm.shape)
+    if begun:
+        first, x_t = begun.at("--t", t, n or 1)
+    elif t in (None, T):
+        first, x_t = T, noise()
+    else:
+        raise UsageError(
+            f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
+        )
+    sampling = pick_sampling(ddpm, sampler, steps, from_paper(first), **own)
+    if len(x_t) > 1 and x_t.eq(x_t[:1]).all():
+        _require_noise(sampling, "traces")
+    note_sampling(console, ddpm, sampling)
+    _trace(ddpm, x_t, noise, sampling, frames, _ROWS[show], target, console, seed)
 
 
-def _shared_ts(text: str, output: str | None, **others: object) -> list[int]:
-    """The values of --share-from. others: options that it does not go with. Raises UsageError."""
+def _shared_ts(text: str, output: str | None, t: int | None, frames: int | None, show: str) -> list[int]:
+    """The values of --share-from. Raises UsageError, also for options that it does not go with."""
     ts = options.parse_ts(text, "--share-from")
     if min(ts) < 1:
         raise UsageError("--share-from 0: t=0 is the image itself, so there is nothing to sample")
-    for name, value in others.items():
-        if value is not None:
-            raise UsageError(f"--{name}: does not go with --share-from, which shows no traces")
+    for flag, given in (("--t", t), ("--frames", frames), ("--show", show != "both")):
+        if given:
+            raise UsageError(f"{flag}: does not go with --share-from, which shows no traces")
     if output and output.lower().endswith((".gif", ".webp")):
         raise UsageError(f"-o {output}: --share-from gives no animation", "Use .png, .jpg or a folder.")
     return ts
@@ -157,67 +169,6 @@ def _require_noise(sampling: Sampling, what: str) -> None:
             f"--sampler {sampling.sampler}: draws no noise here, so all {what} would be the same",
             "Use --sampler ddpm, or ddim with --eta 1.",
         )
-
-
-def _start(
-    ddpm: DDPM, source: tuple[bytes, str] | None, t: int | None, n: int, seed: int, background: str, console: Console
-) -> tuple[int, Tensor, Noise]:
-    """The state that n traces start from, (n, C, H, W), its step in [0, T), and the noise of the traces."""
-    from ddpm_cli.diffusion.noised_image import from_paper
-    from ddpm_cli.rng import ImageNoise
-
-    T = ddpm.schedule.T
-    noise = ImageNoise(seed, range(n), ddpm.shape)
-    if source is None:
-        if t not in (None, T):
-            raise UsageError(
-                f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
-            )
-        return from_paper(T), noise(), noise
-    _check_t("--t", t, T)
-    start, x_t = _noised(ddpm, *source, "--t", t, n, seed, background, console)
-    return from_paper(start), x_t, noise
-
-
-def _check_t(flag: str, t: int | None, T: int) -> None:
-    if t is not None and t > T:
-        raise UsageError(f"{flag} {t}: the last step of this model is t={T}, pure noise")
-
-
-def _noised(
-    ddpm: DDPM, data: bytes, name: str, flag: str, t: int | None, n: int, seed: int, background: str, console: Console
-) -> tuple[int, Tensor]:
-    """The paper's t, and the state: `data` n times if it is a noised image, else the image in it noised n times."""
-    from ddpm_cli.data import images
-    from ddpm_cli.diffusion.noised_image import Noised, from_paper
-    from ddpm_cli.rng import ImageNoise
-
-    channels, size, _ = ddpm.shape
-    if not Noised.looks_like(data):
-        fitted = images.fit(images.decode(data, name, channels, background), size)
-        x_0 = images.to_float(images.from_pil(fitted)).expand(n, -1, -1, -1)
-        t = t or ddpm.schedule.T // 2
-        return t, ddpm.schedule.q_sample(x_0, from_paper(t), ImageNoise(seed, range(n), ddpm.shape, "forward")())
-    noised = Noised.from_bytes(data, name)
-    if t not in (None, noised.t):
-        raise UsageError(f"{flag} {t}: {name} was noised to t={noised.t}", f"Use {flag} {noised.t}.")
-    if noised.t == 0:
-        raise UsageError(f"{name}: was noised to t=0, so there is nothing to denoise")
-    from ddpm_cli.diffusion.schedule import make_betas
-
-    if not make_betas(noised.schedule).equal(make_betas(ddpm.schedule_config)):
-        raise UsageError(
-            f"{name}: was noised with another schedule than this model's",
-            "Give the image itself: ddpm denoise-trace IMG --t N",
-        )
-    small = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
-    if small is not noised:
-        _, _, height, width = noised.x_t.shape
-        console.note(
-            f"{name}: reduced from {width}x{height} to the model's {size}x{size}, "
-            f"with noise added to stay at t={noised.t}"
-        )
-    return small.t, small.x_t.expand(n, -1, -1, -1)
 
 
 def _trace(
@@ -257,26 +208,23 @@ def _trace(
 
 def _share(
     ddpm: DDPM,
-    source: tuple[bytes, str] | None,
+    begun: Start | None,
     ts: list[int],
     n: int,
     sampling: Sampling,
     target: Target,
     console: Console,
     seed: int,
-    background: str,
 ) -> None:
-    """Draw and write samples from a state at each of the paper's `ts`."""
+    """Draw and write samples from a state at each of the paper's `ts`, of the image in `begun` if there is one."""
     from ddpm_cli.cli.trace_output import Shared, shared_picture, write_shared
     from ddpm_cli.data.images import to_uint8
     from ddpm_cli.diffusion.noised_image import from_paper
     from ddpm_cli.models.sharing import above, below, sample_from, state_at
 
-    for t in ts:
-        _check_t("--share-from", t, ddpm.schedule.T)
     places = [from_paper(t) for t in ts]
     total = sum(n * below(sampling, place).evaluations for place in places)
-    if source is None:
+    if begun is None:
         total += sum(sum(step >= place for step in above(sampling, place).timesteps) for place in places)
     done = 0
     parts: list[Shared] = []
@@ -288,10 +236,10 @@ def _share(
             update(done)
 
         for t, place in zip(ts, places, strict=True):
-            if source is None:
-                x_t = state_at(ddpm, place, sampling, seed, progress)
+            if begun:
+                _, x_t = begun.at("--share-from", t, 1)
             else:
-                _, x_t = _noised(ddpm, *source, "--share-from", t, 1, seed, background, console)
+                x_t = state_at(ddpm, place, sampling, seed, progress)
             samples = sample_from(ddpm, x_t, place, n, sampling, seed, progress)
             parts.append(Shared(t, to_uint8(x_t).cpu(), samples))
 
