@@ -24,6 +24,8 @@ COMMANDS = {
     "sample": "sample",
     "noise": "noise",
     "denoise-trace": "trace",
+    "interpolate": "interpolate",
+    "invert": "invert",
     "neighbors": "neighbors",
     "info": "info",
     "push": "push",
@@ -156,4 +158,6 @@ _MEMORY_HINTS: dict[str | None, str] = {
     "train": "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model.",
     "sample": "Use a smaller --batch-size.",
     "denoise-trace": "Use another --device, or a smaller model.",
+    "interpolate": "Use another --device, or a smaller --n or model.",
+    "invert": "Use another --device, or a smaller model.",
 }

@@ -1,4 +1,4 @@
-"""Loads the model of a command, and plans its sampling."""
+"""Loads the model of a command, fits images to it, and plans its sampling."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddpm_cli.diffusion.samplers import Sampling
     from ddpm_cli.distributed import World
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["note_sampling", "open_model", "pick_sampling"]
+__all__ = ["fitted_image", "note_sampling", "open_model", "pick_sampling"]
 
 
 def open_model(
@@ -68,3 +70,11 @@ def note_sampling(console: Console, model: DDPM, sampling: Sampling) -> None:
     console.note(f"sampler {sampling.describe()}{advice if sampling.sampler == 'dpm++' else ''}")
     if sampling.sampler == "ddpm" and model.denoiser.subsequence(sampling.timesteps).config != model.denoiser.config:
         console.note("fewer steps than the model was trained with, so the variance is the fixed small one, beta~_t")
+
+
+def fitted_image(model: DDPM, data: bytes, name: str, background: str) -> Tensor:
+    """An image file as a model's image: (1, C, H, W) float32 in [-1, 1]. Raises DataError if it is none."""
+    from ddpm_cli.data import images
+
+    channels, size, _ = model.shape
+    return images.to_float(images.from_pil(images.fit(images.decode(data, name, channels, background), size)))[None]

@@ -167,7 +167,7 @@ def _require_noise(sampling: Sampling, what: str) -> None:
     if not sampling.is_random:
         raise UsageError(
             f"--sampler {sampling.sampler}: draws no noise here, so all {what} would be the same",
-            "Use --sampler ddpm, or ddim with --eta 1.",
+            "Use --sampler ddpm, or --eta 1.",
         )
 
 

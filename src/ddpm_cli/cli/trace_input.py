@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ddpm_cli.data import images
+from ddpm_cli.cli.model import fitted_image
 from ddpm_cli.diffusion.noised_image import Noised, from_paper
 from ddpm_cli.diffusion.schedule import make_betas
 from ddpm_cli.errors import UsageError
@@ -38,9 +38,7 @@ class Start:
         self._note = note
         self._noised = Noised.from_bytes(data, name) if Noised.looks_like(data) else None
         if self._noised is None:
-            channels, size, _ = ddpm.shape
-            fitted = images.fit(images.decode(data, name, channels, background), size)
-            self._x_0 = images.to_float(images.from_pil(fitted))
+            self._x_0 = fitted_image(ddpm, data, name, background)
 
     def at(self, flag: str, t: int | None, n: int) -> tuple[int, Tensor]:
         """The paper's t, and n states (n, C, H, W): the image with other noise each, or n times what was noised before.

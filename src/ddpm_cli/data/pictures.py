@@ -79,10 +79,9 @@ def _sheet(
     """
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
-    font = ImageFont.load_default(text)
     head = text + 2 * _PAD if labels else 0
-    widest = max((math.ceil(font.getlength(label)) + 2 * _PAD for label in row_labels), default=0)
-    margin = max(2 * text, widest) if row_labels else 0
+    font = ImageFont.load_default(text)
+    margin = max(2 * text, *(round(font.getlength(label)) + 2 * _PAD for label in row_labels)) if row_labels else 0
     line = text + _PAD
     lines_below = max((len(lines) for row in captions for lines in row), default=0)
     below = lines_below * line + 2 * _PAD if captions else 0
@@ -126,10 +125,15 @@ def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
     return buffer.getvalue()
 
 
-def animate(frames: Sequence[Image.Image], suffix: str) -> bytes:
-    """Encode pictures of one size as a looping GIF or WebP: 80 ms for each, 2 s for the last one."""
+def animate(frames: Sequence[Image.Image], suffix: str, back: bool = False) -> bytes:
+    """Encode pictures of one size as a looping GIF or WebP: 80 ms for each, 2 s for the last one.
+
+    back: then they run back to the first one, which is shown for 2 s too.
+    """
     buffer = io.BytesIO()
     durations = [80] * (len(frames) - 1) + [2000]
+    if back:
+        frames, durations = [*frames, *frames[-2::-1]], [*durations, *durations[1:]]
     kind = "GIF" if suffix.lower() == ".gif" else "WEBP"
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data import images
 from ddpm_cli.device import memory_format, pick_device, pick_dtype, place
+from ddpm_cli.diffusion import inversion
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import Noise, Sampling, Step, plan_sampling
 from ddpm_cli.diffusion.schedule import NoiseSchedule
@@ -146,6 +147,20 @@ class DDPM:
         noise = noise or ImageNoise(seed, range(len(x_T)), self.shape)
         x_T = x_T.to(self.device, torch.float32, memory_format=memory_format(self.device))
         return plan.run(self.denoiser, x_T, noise)
+
+    def invert(
+        self, x_0: Tensor, sampling: Sampling | None = None, iterations: int = inversion.ITERATIONS
+    ) -> Iterator[Step]:
+        """Run the sampler ddim from images up to its first step: yield every Step, the latent last.
+
+        `sample_loop(latent, sampling)` returns the images. x_0: (B, C, H, W) in [-1, 1].
+        sampling: a plan of ddim with eta=0, default `sampling("ddim")`. iterations: see `diffusion.inversion.invert`.
+        """
+        plan = sampling or self.sampling("ddim")
+        if plan.sampler != "ddim" or plan.is_random:
+            raise ValueError("only the sampler ddim with eta=0 can be inverted")
+        x_0 = x_0.to(self.device, torch.float32, memory_format=memory_format(self.device))
+        return inversion.invert(self.denoiser.subsequence(plan.timesteps), x_0, iterations)
 
     def sample_batches(
         self,
