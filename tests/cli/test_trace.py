@@ -77,3 +77,92 @@ def test_invalid_input_is_refused(cli, small_model, color_model, digits, emoji):
         assert (code, "Error: " in err) == (expected, True), err
         assert names in err
     assert not Path("t.png").exists()
+
+
+def test_the_traces_of_several_images_are_those_of_the_samples(cli, color_model):
+    options = ("-m", color_model, "--steps", 6)
+    assert cli("denoise-trace", *options, "--n", 3, "--frames", 3, "--show", "xt", "-o", "frames/")[0] == 0
+    assert cli("sample", *options, "--n", 3, "-o", "all/")[0] == 0
+    assert sorted(path.name for path in Path("frames").iterdir()) == ["000000", "000001", "000002"]
+    for i in range(3):
+        last = max(Path(f"frames/{i:06d}").iterdir())
+        assert last.name == "002-t0000-xt.png"
+        assert picture(last).tobytes() == picture(f"all/{i:06d}.png").tobytes()
+
+
+@pytest.mark.parametrize(("show", "rows"), [("both", 2), ("x0", 1)])
+def test_traces_are_rows_of_a_strip_and_columns_of_an_animation(cli, color_model, show, rows):
+    options = ("-m", color_model, "--n", 3, "--steps", 5, "--frames", 4, "--show", show)
+    code, out, _ = cli("denoise-trace", *options, "-o", "t.png", "--json")
+    assert (code, json.loads(out)["n"]) == (0, 3)
+    assert picture("t.png").size == (24 + 4 * 66 + 2, 16 + 3 * rows * 66 + 2 + (2 * 10 if rows > 1 else 0))
+    assert cli("denoise-trace", *options, "-o", "t.gif")[0] == 0
+    with Image.open("t.gif") as animation:
+        assert (animation.n_frames, animation.size) == (4, (24 + 3 * 66 + 2, 16 + rows * 66 + 2))
+
+
+def test_traces_of_an_image_begin_with_other_noise_each(cli, color_model, emoji):
+    options = ("-m", color_model, "--t", 30, "--frames", 2, "--show", "xt")
+    assert cli("denoise-trace", emoji, *options, "--n", 2, "-o", "two/")[0] == 0
+    assert cli("denoise-trace", emoji, *options, "-o", "one/")[0] == 0
+    first, second = (picture(f"two/{i:06d}/000-t0030-xt.png").tobytes() for i in range(2))
+    assert first != second
+    assert first == picture("one/000-t0030-xt.png").tobytes()
+
+
+def test_samples_that_share_a_state(cli, color_model):
+    options = ("denoise-trace", "-m", color_model, "--steps", 8, "--share-from")
+    code, out, _ = cli(*options, "1000,300,2", "-n", 3, "-o", "shared.png", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert (facts["t"], facts["n"], facts["sampler"]) == ([1000, 300, 2], 3, "ddpm")
+    height = 16 + 3 * 66 + 2
+    sheet = picture("shared.png")
+    assert sheet.height == height
+    assert sheet.width > 4 * 66 + 10  # the labels are as wide as they need
+    assert cli(*options, "300,1000", "-n", 2, "-o", "frames/")[0] == 0
+    assert sorted(path.as_posix() for path in Path("frames").rglob("*.png")) == [
+        f"frames/t{t:04d}/{name}.png" for t in (300, 1000) for name in ("000000", "000001", "xt")
+    ]
+    left = sheet.width - 2 - 4 * 66 - 10 + 2
+    for row, t in ((0, 1000), (1, 300)):  # neither the order of t nor the number of samples changes an image
+        for column, name in enumerate(("xt", "000000", "000001")):
+            x, y = left + column * 66 + 10 * (column > 0), 18 + row * 66
+            tile = sheet.crop((x, y, x + 64, y + 64)).resize((8, 8), Image.Resampling.NEAREST)
+            assert tile.tobytes() == picture(f"frames/t{t:04d}/{name}.png").tobytes(), (t, name)
+
+
+def test_an_image_is_the_shared_state(cli, color_model, emoji):
+    assert cli("denoise-trace", emoji, "-m", color_model, "--share-from", "20,40", "-o", "shared/")[0] == 0
+    assert len(list(Path("shared/t0040").glob("0*.png"))) == 4
+    assert cli("denoise-trace", emoji, "-m", color_model, "--t", 40, "-o", "trace/")[0] == 0
+    assert Path("shared/t0040/xt.png").read_bytes() == Path("trace/000-t0040-xt.png").read_bytes()
+    small = picture(emoji).resize((8, 8))
+    small.save("small.png")
+    assert cli("noise", "small.png", "--t", 40, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
+    for source in ("small.png", "n.safetensors"):
+        assert cli("denoise-trace", source, "-m", color_model, "--share-from", 40, "-o", f"{source}.shared/")[0] == 0
+    for path in Path("small.png.shared").rglob("*.png"):
+        assert path.read_bytes() == Path("n.safetensors.shared", *path.parts[1:]).read_bytes()
+
+
+def test_what_cannot_be_shared_is_refused(cli, color_model, emoji):
+    assert cli("noise", emoji, "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
+    for args, names in [
+        (("--share-from", 500, "--sampler", "ddim"), "--sampler ddim: draws no noise"),
+        (("--share-from", 500, "--sampler", "dpm++", "--eta", 0), "--sampler dpm++: draws no noise"),
+        (("--share-from", 500, "--eta", 1), "--eta"),
+        (("--share-from", 1001), "--share-from 1001"),
+        (("--share-from", "500,0"), "--share-from 0"),
+        (("--share-from", "500;250"), "--share-from 500;250"),
+        (("--share-from", 500, "--t", 500), "--t"),
+        (("--share-from", 500, "--frames", 5), "--frames"),
+        (("--share-from", 500, "--show", "x0"), "--show"),
+        (("n.safetensors", "--share-from", "30,20"), "t=30"),
+        (("n.safetensors", "--n", 2, "--sampler", "ddim"), "draws no noise"),
+    ]:
+        code, _, err = cli("denoise-trace", "-m", color_model, *args, "-o", "t.png")
+        assert (code, "Error: " in err) == (2, True), err
+        assert names in err
+    assert "no animation" in cli("denoise-trace", "-m", color_model, "--share-from", 500, "-o", "t.gif")[2]
+    assert not Path("t.png").exists()

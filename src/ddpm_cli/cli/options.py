@@ -56,7 +56,7 @@ def parse_age(text: str) -> float:
     return float(int(number) * seconds[unit])
 
 
-def parse_ts(text: str) -> list[int]:
+def parse_ts(text: str, flag: str = "--t") -> list[int]:
     """Parse timesteps of the paper, separated by commas; 0 is the clean image. Raises UsageError."""
     try:
         ts = [int(part) for part in text.split(",")]
@@ -64,7 +64,7 @@ def parse_ts(text: str) -> list[int]:
         ts = [-1]
     if min(ts) < 0:
         raise UsageError(
-            f"--t {text}: not a timestep or several timesteps separated by commas", "Write 500, or 0,250,500,1000."
+            f"{flag} {text}: not a timestep or several timesteps separated by commas", "Write 500, or 0,250,500,1000."
         )
     return ts
 

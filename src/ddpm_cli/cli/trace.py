@@ -1,4 +1,4 @@
-"""`ddpm denoise-trace`: the reverse process, step by step."""
+"""`ddpm denoise-trace`: the reverse process, step by step, and what samples share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import fitted_image, note_sampling, open_model, pick_sampling
+from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddpm_cli.diffusion.noised_image import Noised
+    from ddpm_cli.cli.trace_input import Start
+    from ddpm_cli.diffusion.samplers import Noise, Sampling
     from ddpm_cli.models.ddpm import DDPM
 
 __all__ = ["EXAMPLES", "denoise_trace"]
@@ -24,9 +25,11 @@ EXAMPLES = """
 Examples:
   ddpm denoise-trace -o trace.gif
   ddpm denoise-trace cat.jpg --t 500 --frames 10 -o trace.png
+  ddpm denoise-trace --n 4 --share-from 1000,750,500,250 -o shared.png
 """
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_MOST = 64  # traces at once
 _ROWS = {"xt": ("x_t",), "x0": ("x_0",), "both": ("x_t", "x_0")}
 
 
@@ -44,6 +47,25 @@ def denoise_trace(
         int | None,
         typer.Option(
             "--t", min=1, metavar="T", help="The timestep to start an image from. Default: half of all steps."
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            "-n",
+            min=1,
+            max=_MOST,
+            metavar="N",
+            help="Number of traces, or of samples from each shared state. Default: 1, or 4 with --share-from.",
+        ),
+    ] = None,
+    share_from: Annotated[
+        str | None,
+        typer.Option(
+            "--share-from",
+            metavar="T[,T…]",
+            help="Show samples that share the state x_t, in a row for each t, instead of traces.",
         ),
     ] = None,
     frames: Annotated[
@@ -85,110 +107,145 @@ def denoise_trace(
 
     The pictures are the states x_t,
     and the clean image x_0 that the model predicts from each.
+    --share-from shows how much of an image is decided at t.
     """
     console = Console("denoise-trace", as_json, quiet)
     if show not in _ROWS:
         raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
+    ts = _shared_ts(share_from, output, t, frames, show) if share_from else None
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
     source = None if image is None else read_input(image)
 
-    from ddpm_cli.data import images, pictures
-    from ddpm_cli.diffusion.noised_image import from_paper, to_paper
+    from ddpm_cli.cli.trace_input import Start, check_t
+    from ddpm_cli.data.images import check_background
+    from ddpm_cli.diffusion.noised_image import from_paper
     from ddpm_cli.rng import ImageNoise
 
-    images.check_background(background)
+    check_background(background)
     ddpm = open_model(console, model, device, precision, weights)
     T = ddpm.schedule.T
-    if t is not None and t > T:
-        raise UsageError(f"--t {t}: the last step of this model is t={T}, pure noise")
-    noise = ImageNoise(seed, [0], ddpm.shape)
-    if source is None:
-        if t not in (None, T):
-            raise UsageError(
-                f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
-            )
-        start, x_t = T, noise()
-    else:
-        noised = _noised(ddpm, *source, t, seed, background, console)
-        start, x_t = noised.t, noised.x_t
+    for flag, value in [("--t", t), *(("--share-from", t) for t in ts or ())]:
+        check_t(flag, value, T)
+    begun = Start(ddpm, *source, seed, background, console.note) if source else None
     own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
-    sampling = pick_sampling(ddpm, sampler, steps, from_paper(start), **own)
+    if ts is not None:
+        sampling = pick_sampling(ddpm, sampler or "ddpm", steps, **own)
+        _require_noise(sampling, "samples from one state")
+        note_sampling(console, ddpm, sampling)
+        _share(ddpm, begun, ts, n or 4, sampling, target, console, seed)
+        return
+    noise = ImageNoise(seed, range(n or 1), ddpm.shape)
+    if begun:
+        first, x_t = begun.at("--t", t, n or 1)
+    elif t in (None, T):
+        first, x_t = T, noise()
+    else:
+        raise UsageError(
+            f"--t {t}: without an image the start is pure noise, t={T}", "Give an image to start from another t."
+        )
+    sampling = pick_sampling(ddpm, sampler, steps, from_paper(first), **own)
+    if len(x_t) > 1 and x_t.eq(x_t[:1]).all():
+        _require_noise(sampling, "traces")
     note_sampling(console, ddpm, sampling)
-    taken = sampling.evaluations
+    _trace(ddpm, x_t, noise, sampling, frames, _ROWS[show], target, console, seed)
 
-    animated = target.suffix in pictures.ANIMATION_SUFFIXES
-    count = min(frames or (50 if animated else 10), taken + 1)
+
+def _shared_ts(text: str, output: str | None, t: int | None, frames: int | None, show: str) -> list[int]:
+    """The values of --share-from. Raises UsageError, also for options that it does not go with."""
+    ts = options.parse_ts(text, "--share-from")
+    if min(ts) < 1:
+        raise UsageError("--share-from 0: t=0 is the image itself, so there is nothing to sample")
+    for flag, given in (("--t", t), ("--frames", frames), ("--show", show != "both")):
+        if given:
+            raise UsageError(f"{flag}: does not go with --share-from, which shows no traces")
+    if output and output.lower().endswith((".gif", ".webp")):
+        raise UsageError(f"-o {output}: --share-from gives no animation", "Use .png, .jpg or a folder.")
+    return ts
+
+
+def _require_noise(sampling: Sampling, what: str) -> None:
+    if not sampling.is_random:
+        raise UsageError(
+            f"--sampler {sampling.sampler}: draws no noise here, so all {what} would be the same",
+            "Use --sampler ddpm, or --eta 1.",
+        )
+
+
+def _trace(
+    ddpm: DDPM,
+    x_t: Tensor,
+    noise: Noise,
+    sampling: Sampling,
+    frames: int | None,
+    rows: tuple[str, ...],
+    target: Target,
+    console: Console,
+    seed: int,
+) -> None:
+    """Run the traces and write some of their states."""
+    from ddpm_cli.cli.trace_output import Frame, trace_picture, write_trace
+    from ddpm_cli.data.images import to_uint8
+    from ddpm_cli.data.pictures import ANIMATION_SUFFIXES
+    from ddpm_cli.diffusion.noised_image import to_paper
+
+    taken = sampling.evaluations
+    count = min(frames or (50 if target.suffix in ANIMATION_SUFFIXES else 10), taken + 1)
     wanted = {round(i * taken / (count - 1)) for i in range(count)}
-    kept: list[tuple[int, Tensor, Tensor]] = []
+    kept: list[Frame] = []
     with console.bar("denoising", taken) as update:
         for i, step in enumerate(ddpm.sample_loop(x_t, sampling, noise=noise)):
             if i in wanted:
-                kept.append((to_paper(step.t), images.to_uint8(step.x_t).cpu(), images.to_uint8(step.x_0).cpu()))
+                kept.append(Frame(to_paper(step.t), to_uint8(step.x_t).cpu(), to_uint8(step.x_0).cpu()))
             update(i)
 
-    fields = {"t": [at for at, _, _ in kept], "seed": seed, **sampling.facts()}
-    if target.folder:
-        _write_folder(target, kept, show)
+    fields = {"t": [frame.t for frame in kept], "n": len(x_t), "seed": seed, **sampling.facts()}
+    if target.folder and target.path:
+        write_trace(target.path, kept, rows)
         console.result(str(target.path), output=str(target.path), **fields)
     else:
-        deliver(target, _picture(kept, show, target.suffix), console, **fields)
+        deliver(target, trace_picture(kept, rows, target.suffix), console, **fields)
 
 
-def _noised(ddpm: DDPM, data: bytes, name: str, t: int | None, seed: int, background: str, console: Console) -> Noised:
-    """The state to start from: `data` if it is a noised image already, else the image in it noised to step t."""
-    from ddpm_cli.diffusion.noised_image import Noised
-    from ddpm_cli.rng import ImageNoise
+def _share(
+    ddpm: DDPM,
+    begun: Start | None,
+    ts: list[int],
+    n: int,
+    sampling: Sampling,
+    target: Target,
+    console: Console,
+    seed: int,
+) -> None:
+    """Draw and write samples from a state at each of the paper's `ts`, of the image in `begun` if there is one."""
+    from ddpm_cli.cli.trace_output import Shared, shared_picture, write_shared
+    from ddpm_cli.data.images import to_uint8
+    from ddpm_cli.diffusion.noised_image import from_paper
+    from ddpm_cli.models.sharing import above, below, sample_from, state_at
 
-    channels, size, _ = ddpm.shape
-    if not Noised.looks_like(data):
-        x_0 = fitted_image(ddpm, data, name, background)
-        noise = ImageNoise(seed, [0], ddpm.shape, "forward")
-        return Noised.make(x_0, t or ddpm.schedule.T // 2, seed, ddpm.schedule_config, noise)
-    noised = Noised.from_bytes(data, name)
-    if t not in (None, noised.t):
-        raise UsageError(f"--t {t}: {name} was noised to t={noised.t}", "Leave --t out.")
-    if noised.t == 0:
-        raise UsageError(f"{name}: was noised to t=0, so there is nothing to denoise")
-    from ddpm_cli.diffusion.schedule import make_betas
+    places = [from_paper(t) for t in ts]
+    total = sum(n * below(sampling, place).evaluations for place in places)
+    if begun is None:
+        total += sum(sum(step >= place for step in above(sampling, place).timesteps) for place in places)
+    done = 0
+    parts: list[Shared] = []
+    with console.bar("denoising, images x steps", total) as update:
 
-    if not make_betas(noised.schedule).equal(make_betas(ddpm.schedule_config)):
-        raise UsageError(
-            f"{name}: was noised with another schedule than this model's",
-            "Give the image itself: ddpm denoise-trace IMG --t N",
-        )
-    small = noised.fitted(channels, size, ImageNoise(noised.seed, [0], ddpm.shape, "fit"))
-    if small is not noised:
-        _, _, height, width = noised.x_t.shape
-        console.note(
-            f"{name}: reduced from {width}x{height} to the model's {size}x{size}, "
-            f"with noise added to stay at t={noised.t}"
-        )
-    return small
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            update(done)
 
+        for t, place in zip(ts, places, strict=True):
+            if begun:
+                _, x_t = begun.at("--share-from", t, 1)
+            else:
+                x_t = state_at(ddpm, place, sampling, seed, progress)
+            samples = sample_from(ddpm, x_t, place, n, sampling, seed, progress)
+            parts.append(Shared(t, to_uint8(x_t).cpu(), samples))
 
-def _picture(kept: list[tuple[int, Tensor, Tensor]], show: str, suffix: str) -> bytes:
-    import torch
-
-    from ddpm_cli.data import pictures
-
-    labels = [f"t={t}" for t, _, _ in kept]
-    rows = {"x_t": [x_t for _, x_t, _ in kept], "x_0": [x_0 for _, _, x_0 in kept]}
-    chosen = _ROWS[show]
-    if suffix in pictures.ANIMATION_SUFFIXES:
-        pairs = zip(labels, *(rows[row] for row in chosen), strict=True)
-        return pictures.animate(
-            [pictures.strip([torch.cat(tiles)], [label, *chosen[1:]]) for label, *tiles in pairs], suffix
-        )
-    return pictures.picture_bytes(pictures.strip([torch.cat(rows[row]) for row in chosen], labels, chosen), suffix)
-
-
-def _write_folder(target: Target, kept: list[tuple[int, Tensor, Tensor]], show: str) -> None:
-    from ddpm_cli.data import images, pictures
-    from ddpm_cli.files import write_file
-
-    assert target.path is not None
-    for i, (t, x_t, x_0) in enumerate(kept):
-        for row, tile in (("x_t", x_t), ("x_0", x_0)):
-            if row in _ROWS[show]:
-                data = pictures.picture_bytes(images.to_pil(tile[0]))
-                write_file(target.path / f"{i:03d}-t{t:04d}-{row.replace('_', '')}.png", data, sync=False)
+    fields = {"t": ts, "n": n, "seed": seed, **sampling.facts()}
+    if target.folder and target.path:
+        write_shared(target.path, parts)
+        console.result(str(target.path), output=str(target.path), **fields)
+    else:
+        deliver(target, shared_picture(parts, target.suffix), console, **fields)

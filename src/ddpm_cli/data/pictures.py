@@ -32,13 +32,21 @@ def grid(images: Tensor) -> Image.Image:
     return _sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
 
-def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[str] = ()) -> Image.Image:
+def strip(
+    rows: Sequence[Tensor],
+    labels: Sequence[str],
+    row_labels: Sequence[str] = (),
+    together: int = 0,
+    apart: bool = False,
+) -> Image.Image:
     """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left.
 
     Labels above the columns may have several lines.
+    together: so many rows belong together, and are set apart from the next ones. apart: so is the first column.
     """
     scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
-    return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
+    tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
+    return _sheet(tiles, labels, row_labels, together=together, apart=apart)
 
 
 def captioned(
@@ -50,7 +58,7 @@ def captioned(
     """
     scale = max(1, math.ceil(_CAPTIONED / rows[0].shape[-1]))
     tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
-    return _sheet(tiles, labels, captions=captions, apart=tiles[0][0].width // 6)
+    return _sheet(tiles, labels, captions=captions, apart=True)
 
 
 def _enlarge(image: Image.Image, scale: int) -> Image.Image:
@@ -63,11 +71,12 @@ def _sheet(
     labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
     captions: Sequence[Sequence[Sequence[str]]] = (),
-    apart: int = 0,
+    together: int = 0,
+    apart: bool = False,
 ) -> Image.Image:
     """Tiles of one size on white, with labels above the columns and left of the rows, and captions, if there are any.
 
-    captions: lines below each tile. apart: more pixels between the first column and the second.
+    captions: lines below each tile. together, apart: see `strip`.
     """
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
@@ -77,8 +86,10 @@ def _sheet(
     line = text + _PAD
     lines_below = max((len(lines) for row in captions for lines in row), default=0)
     below = lines_below * line + 2 * _PAD if captions else 0
-    lefts = [margin + _PAD + x * (first.width + _PAD) + (apart if x else 0) for x in range(len(rows[0]))]
-    tops = [head + _PAD + y * (first.height + _PAD + below) for y in range(len(rows))]
+    gap = first.width // 6
+    lefts = [margin + _PAD + x * (first.width + _PAD) + (gap if apart and x else 0) for x in range(len(rows[0]))]
+    gaps = [gap * (y // together) if together > 1 else 0 for y in range(len(rows))]
+    tops = [head + _PAD + y * (first.height + _PAD + below) + gaps[y] for y in range(len(rows))]
     sheet = Image.new(first.mode, (lefts[-1] + first.width + _PAD, tops[-1] + first.height + _PAD + below), "white")
     for top, row in zip(tops, rows, strict=True):
         for left, tile in zip(lefts, row, strict=True):
