@@ -9,6 +9,7 @@ import torch
 from conftest import picture
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.evaluation.rate_distortion import rate_distortion
 
 VARIANCE = 0.25
