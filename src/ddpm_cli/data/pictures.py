@@ -41,8 +41,8 @@ def strip(
 ) -> Image.Image:
     """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left.
 
-    Labels above the columns may have several lines.
-    together: so many rows belong together, and are set apart from the next ones. apart: so is the first column.
+    Labels above the columns may have several lines. together: so many rows belong together, and are set apart from the
+    next ones. apart: so is the first column.
     """
     scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
     tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
@@ -92,7 +92,7 @@ def _sheet(
     tops = [head + _PAD + y * (first.height + _PAD + below) + gaps[y] for y in range(len(rows))]
     sheet = Image.new(first.mode, (lefts[-1] + first.width + _PAD, tops[-1] + first.height + _PAD + below), "white")
     for top, row in zip(tops, rows, strict=True):
-        for left, tile in zip(lefts, row, strict=True):
+        for left, tile in zip(lefts, row, strict=False):  # the last row of a grid may be shorter
             sheet.paste(tile, (left, top))
     draw = ImageDraw.Draw(sheet)
     for left, label in zip(lefts, labels, strict=False):
