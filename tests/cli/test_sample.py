@@ -58,7 +58,7 @@ def test_the_sampler_is_named(cli, color_model):
     _, out, err = cli(*common)
     result = json.loads(out)
     assert (result["sampler"], result["steps"], result["order"], result["evaluations"]) == ("dpm++", 20, 2, 20)
-    assert "sampler dpm++, 20 logsnr steps, order 2 (--sampler ddpm takes all 1000, as the paper does)" in err
+    assert "sampler dpm++, 20 logsnr steps, order 2, eta 1 (--sampler ddpm takes all 1000, as the paper does)" in err
     result = json.loads(cli(*common, "--sampler", "langevin", "--steps", 3, "--updates", 2)[1])
     assert (result["sampler"], result["steps"], result["evaluations"]) == ("langevin", 3, 7)
     _, _, err = cli(*common, "--sampler", "ddpm", "--steps", 4)

@@ -80,8 +80,10 @@ def test_every_sampler_has_a_plan_for_every_start(sampler):
 
 def test_randomness_is_known():
     names = {name for name in SAMPLERS if plan_sampling(PAPER, 32, name).is_random}
-    assert names == {"ddpm", "langevin"}
+    assert names == {"ddpm", "dpm++", "langevin"}
     assert plan_sampling(PAPER, 32, "ddim", eta=0.5).is_random
+    assert not plan_sampling(PAPER, 32, "dpm++", eta=0).is_random
+    assert not plan_sampling(PAPER, 32, "dpm++", order=3).is_random
 
 
 @pytest.mark.parametrize(

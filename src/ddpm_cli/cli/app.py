@@ -26,6 +26,7 @@ COMMANDS = {
     "denoise-trace": "trace",
     "interpolate": "interpolate",
     "invert": "invert",
+    "neighbors": "neighbors",
     "info": "info",
     "push": "push",
     "plot": "plot",

@@ -127,7 +127,10 @@ def interpolate(
             states.append(linear(of_a, of_b, shares))
         labels = [f"t={at}" for at in (0, *ts)]
     else:
-        sampling = pick_sampling(ddpm, sampler or ("ddim" if any(sources) else None), steps, **own)
+        name = sampler or ("ddim" if any(sources) else "dpm++")
+        if name == "dpm++" and eta is None:
+            own["eta"] = 0.0  # images must be a function of their latents
+        sampling = pick_sampling(ddpm, name, steps, **own)
         _check_latents(sampling, any(sources))
         of_a, of_b = (_latent(console, ddpm, sampling, *end) for end in zip(ends, seeds, strict=True))
         samplings, states, labels = [sampling], [spherical(of_a, of_b, shares)], ["pixels", "latent"]

@@ -170,7 +170,10 @@ Spacing = Annotated[
 Eta = Annotated[
     float | None,
     typer.Option(
-        "--eta", metavar="X", help="ddim and dpm++: their noise, from 0 (default, none) to 1 (as ddpm).", **_SAMPLING
+        "--eta",
+        metavar="X",
+        help="The noise of ddim (default 0: none) and dpm++ (default 1: as much as ddpm).",
+        **_SAMPLING,
     ),
 ]
 Order = Annotated[

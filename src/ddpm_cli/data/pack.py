@@ -15,7 +15,7 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO, NamedTuple
@@ -35,7 +35,7 @@ from ddpm_cli.files import lock, new_directory, open_shared, read_config, requir
 from ddpm_cli.machine import free_memory
 from ddpm_cli.text import and_more, printable
 
-__all__ = ["Pack", "open_pack"]
+__all__ = ["Pack", "names_in", "open_pack"]
 
 _PACK_VERSION = 3
 _SHARD_BYTES = 2 * 2**30
@@ -167,6 +167,23 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
             remove_unfinished(cache, key)
         _write_pack(source, config, folder, progress)
         return Pack(folder, shape)
+
+
+def names_in(pack: Pack, source: Source, numbers: Iterable[int]) -> dict[int, str]:
+    """The names of the files of some images of a pack, printable. source: what the pack was made from."""
+    source.scan()
+    failed = [name for name, _ in pack.left_out[len(source.left_out) :]]  # in the order of the files
+    wanted = set(numbers)
+    found: dict[int, str] = {}
+    number = 0
+    for name in map(printable, source.names):
+        if failed[:1] == [name]:
+            del failed[0]
+            continue
+        if number in wanted:
+            found[number] = name
+        number += 1
+    return found
 
 
 @contextlib.contextmanager

@@ -15,13 +15,14 @@ from torch import Tensor
 from ddpm_cli.data.images import to_pil
 from ddpm_cli.errors import UsageError
 
-__all__ = ["ANIMATION_SUFFIXES", "animate", "grid", "npz_bytes", "picture_bytes", "strip"]
+__all__ = ["ANIMATION_SUFFIXES", "animate", "captioned", "grid", "npz_bytes", "picture_bytes", "strip"]
 
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
 _PAD = 2  # pixels between the tiles of a grid or strip
 _LABEL = 12  # pixels, the smallest size of the labels' font
 _TILE = 64  # pixels; in labelled strips, smaller images are enlarged to about this, so that labels fit
+_CAPTIONED = 96  # pixels; the same where each image has captions
 
 
 def grid(images: Tensor) -> Image.Image:
@@ -37,31 +38,67 @@ def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[st
     return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
 
 
+def captioned(
+    rows: Sequence[Tensor], captions: Sequence[Sequence[Sequence[str]]], labels: Sequence[str] = ()
+) -> Image.Image:
+    """Rows of (N, C, H, W) uint8, the first image of each set apart from the others that are compared with it.
+
+    captions: for each image, the lines below it; one that is too long loses its beginning. labels: above the columns.
+    """
+    scale = max(1, math.ceil(_CAPTIONED / rows[0].shape[-1]))
+    tiles = [[_enlarge(to_pil(image), scale) for image in row] for row in rows]
+    return _sheet(tiles, labels, captions=captions, apart=tiles[0][0].width // 6)
+
+
 def _enlarge(image: Image.Image, scale: int) -> Image.Image:
     """Enlarge by nearest neighbour, so that every pixel of the original stays visible."""
     return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def _sheet(rows: list[list[Image.Image]], labels: Sequence[str] = (), row_labels: Sequence[str] = ()) -> Image.Image:
-    """Tiles of one size on white, with labels above the columns and left of the rows if there are any."""
+def _sheet(
+    rows: list[list[Image.Image]],
+    labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    captions: Sequence[Sequence[Sequence[str]]] = (),
+    apart: int = 0,
+) -> Image.Image:
+    """Tiles of one size on white, with labels above the columns and left of the rows, and captions, if there are any.
+
+    captions: lines below each tile. apart: more pixels between the first column and the second.
+    """
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
     head = text + 2 * _PAD if labels else 0
     font = ImageFont.load_default(text)
     margin = max(2 * text, *(round(font.getlength(label)) + 2 * _PAD for label in row_labels)) if row_labels else 0
-    width = margin + len(rows[0]) * (first.width + _PAD) + _PAD
-    sheet = Image.new(first.mode, (width, len(rows) * (first.height + _PAD) + _PAD + head), "white")
-    for y, row in enumerate(rows):
-        for x, tile in enumerate(row):
-            sheet.paste(tile, (margin + _PAD + x * (first.width + _PAD), head + _PAD + y * (first.height + _PAD)))
+    line = text + _PAD
+    lines_below = max((len(lines) for row in captions for lines in row), default=0)
+    below = lines_below * line + 2 * _PAD if captions else 0
+    lefts = [margin + _PAD + x * (first.width + _PAD) + (apart if x else 0) for x in range(len(rows[0]))]
+    tops = [head + _PAD + y * (first.height + _PAD + below) for y in range(len(rows))]
+    sheet = Image.new(first.mode, (lefts[-1] + first.width + _PAD, tops[-1] + first.height + _PAD + below), "white")
+    for top, row in zip(tops, rows, strict=True):
+        for left, tile in zip(lefts, row, strict=True):
+            sheet.paste(tile, (left, top))
     draw = ImageDraw.Draw(sheet)
-    for x, label in enumerate(labels):
-        centre = margin + _PAD + x * (first.width + _PAD) + first.width // 2
-        draw.text((centre, head // 2 + 1), label, fill="black", font=font, anchor="mm")
-    for y, label in enumerate(row_labels):
-        middle = head + _PAD + y * (first.height + _PAD) + first.height // 2
-        draw.text((margin // 2 + 1, middle), label, fill="black", font=font, anchor="mm")
+    for left, label in zip(lefts, labels, strict=False):
+        draw.text((left + first.width // 2, head // 2 + 1), label, fill="black", font=font, anchor="mm")
+    for top, label in zip(tops, row_labels, strict=False):
+        draw.text((margin // 2 + 1, top + first.height // 2), label, fill="black", font=font, anchor="mm")
+    for top, captions_of_row in zip(tops, captions, strict=False):
+        for left, lines in zip(lefts, captions_of_row, strict=True):
+            for i, words in enumerate(lines):
+                place = (left + first.width // 2, top + first.height + _PAD + i * line + line // 2)
+                draw.text(place, _shorten(words, font, first.width), fill="black", font=font, anchor="mm")
     return sheet
+
+
+def _shorten(text: str, font: Any, width: int) -> str:
+    """The end of a text that is no wider than this, with … for what is left out: file names differ in their ends."""
+    rest = text
+    while rest and font.getlength(rest if rest == text else f"…{rest}") > width:
+        rest = rest[1:]
+    return rest if rest == text else f"…{rest}"
 
 
 def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:

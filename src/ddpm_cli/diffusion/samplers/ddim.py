@@ -14,7 +14,7 @@ from ddpm_cli.diffusion.samplers.step import Noise, Step
 __all__ = ["ddim"]
 
 
-def ddim(denoiser: Denoiser, x_T: Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
+def ddim(denoiser: Denoiser, x_T: Tensor, noise: Noise, eta: float) -> Iterator[Step]:
     """Move from the predicted x_0 and eps of one step to the next one (Eq. 12 of DDIM).
 
         x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) eps + sigma z,   sigma^2 = eta^2 beta~_t

@@ -17,7 +17,7 @@ __all__ = ["dpm_solver"]
 _FEW = 15  # below this many steps, the order falls to the number of steps that are left
 
 
-def dpm_solver(denoiser: Denoiser, x_T: Tensor, noise: Noise, order: int = 2, eta: float = 0.0) -> Iterator[Step]:
+def dpm_solver(denoiser: Denoiser, x_T: Tensor, noise: Noise, order: int, eta: float) -> Iterator[Step]:
     """Solve the reverse process from x_T to an image, with one evaluation of the network a step.
 
     In lambda = log(alpha / sigma), with alpha = sqrt(abar) and sigma = sqrt(1 - abar), the probability flow from s to t

@@ -16,7 +16,7 @@ __all__ = ["langevin", "step_size"]
 _EXCESS = 0.01
 
 
-def langevin(denoiser: Denoiser, x_T: Tensor, noise: Noise, updates: int = 5) -> Iterator[Step]:
+def langevin(denoiser: Denoiser, x_T: Tensor, noise: Noise, updates: int) -> Iterator[Step]:
     """Walk down the noise levels, with some updates of Langevin dynamics at each, and denoise at the end.
 
     In the coordinates of NCSN, y = x_t / sqrt(abar_t), the noise has the standard deviation s = sqrt(1 - abar_t) /

@@ -15,7 +15,6 @@ from ddpm_cli.diffusion.samplers.dpm_solver import dpm_solver
 from ddpm_cli.diffusion.samplers.langevin import langevin
 from ddpm_cli.diffusion.samplers.spacing import spaced
 from ddpm_cli.diffusion.samplers.step import Noise, Step
-from ddpm_cli.diffusion.samplers.unipc import unipc
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
 __all__ = ["SAMPLERS", "Sampler", "Sampling", "plan_sampling"]
@@ -35,7 +34,7 @@ class Sampler:
     spacing: str  # the default for small images
     spacing_large: str = "uniform"  # and for images of more than `_SMALL` pixels
     settings: Mapping[str, Any] = field(default_factory=dict)  # of its own, with their defaults
-    random: bool = False  # whether it draws noise by default
+    random: bool = False  # whether it always draws noise; eta > 0 does too
 
 
 _SMALL = 64  # pixels; the authors of DPM-Solver use log-SNR steps for small images, and uniform steps for large ones
@@ -43,8 +42,7 @@ _SMALL = 64  # pixels; the authors of DPM-Solver use log-SNR steps for small ima
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, steps=None, spacing="uniform", random=True),
     "ddim": Sampler(ddim, steps=50, spacing="quadratic", settings={"eta": 0.0}),
-    "dpm++": Sampler(dpm_solver, steps=20, spacing="logsnr", settings={"order": 2, "eta": 0.0}),
-    "unipc": Sampler(unipc, steps=20, spacing="logsnr", settings={"order": 2}),
+    "dpm++": Sampler(dpm_solver, steps=20, spacing="logsnr", settings={"order": 2, "eta": 1.0}),
     "langevin": Sampler(langevin, steps=40, spacing="logsnr", settings={"updates": 5}, random=True),
 }
 """By name: Algorithm 2 of the paper, DDIM, DPM-Solver++, annealed Langevin dynamics."""
@@ -122,8 +120,10 @@ def plan_sampling(
         if not low <= value <= high:
             raise ValueError(f"{name} {value}: must be between {low:g} and {high:g}")
     own = {**row.settings, **given}
-    if own.get("eta", 0) > 0 and own.get("order") == 3:
-        raise ValueError(f"eta {own['eta']:g}: needs order 1 or 2")
+    if given.get("order") == 3:
+        if given.get("eta"):
+            raise ValueError(f"eta {given['eta']:g}: needs order 1 or 2")
+        own["eta"] = 0.0
     spacing = spacing or (row.spacing if size <= _SMALL else row.spacing_large)
     n = min(row.steps or start + 1, start + 1) if steps is None else steps
     return Sampling(sampler, spaced(schedule, n, start, spacing), spacing, own)
