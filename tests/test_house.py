@@ -17,7 +17,7 @@ GROUND = {
     *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads", "machine"),
     *("run_folder", "signals"),
 }
-PACKAGES = ["nn", "diffusion", "data", "models", "evaluation", "training", "cli"]
+PACKAGES = ["nn", "diffusion", "data", "models", "evaluation", "compression", "training", "cli"]
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
 
 

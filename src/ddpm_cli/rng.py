@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ImageNoise", "data_order", "seed_everything", "training_noise"]
+__all__ = ["ImageNoise", "data_order", "seed_everything", "shared_normals", "training_noise"]
 
 _BLOCK = 64  # rows of a batch that share one generator
 
@@ -74,3 +74,9 @@ def data_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order of the images in an epoch: a permutation of 0..count-1, (count,) int64."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # no hash: old runs must resume
     return torch.randperm(count, generator=generator)
+
+
+def shared_normals(use: str, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Numbers from N(0, I) that need no seed: every process draws the same for a use and an index. float32, CPU."""
+    generator = torch.Generator().manual_seed(_generator_seed(index, "shared", use))
+    return torch.randn(shape, generator=generator)

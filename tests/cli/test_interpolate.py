@@ -53,10 +53,10 @@ def test_the_ends_are_those_of_denoise_trace(cli, color_model, ends):
 
 
 def test_between_seeds(cli, color_model):
-    """The ends are the images of ddpm sample without noise."""
+    """The ends are the images of ddpm sample, without its noise."""
     assert cli("interpolate", "seed:1", "seed:2", "-m", color_model, "-n", 4, "-o", "x/")[0] == 0
     for seed, place in ((1, 0), (2, 3)):
-        assert cli("sample", "-m", color_model, "--seed", seed, "--eta", 0, "--n", 1, "-o", f"seed{seed}/")[0] == 0
+        assert cli("sample", "-m", color_model, "--seed", seed, "--n", 1, "--eta", 0, "-o", f"seed{seed}/")[0] == 0
         end = picture(f"seed{seed}/000000.png").tobytes()
         assert picture(f"x/{place:03d}-latent.png").tobytes() == end
         assert picture(f"x/{place:03d}-pixels.png").tobytes() == end

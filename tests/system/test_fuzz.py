@@ -48,10 +48,11 @@ def _pushed(model: str) -> None:
 
 def _plotted(run: str) -> None:
     """What `ddpm plot` prints at a terminal."""
+    from ddpm_cli.data import plots
     from ddpm_cli.training import curves
 
     for chart in curves.charts(curves.read_metrics(Path(run))):
-        print(curves.text(chart))
+        print(plots.text(chart))
 
 
 def _traced(noised: str) -> None:

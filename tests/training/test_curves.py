@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm_cli.training.curves import _ticks, charts, draw, read_metrics, text
+from ddpm_cli.data.plots import _ticks, draw, text
+from ddpm_cli.training.curves import charts, read_metrics
 from ddpm_cli.training.metrics import forget_after
 
 

@@ -27,6 +27,9 @@ COMMANDS = {
     "interpolate": "interpolate",
     "invert": "invert",
     "neighbors": "neighbors",
+    "compress": "compress",
+    "decompress": "decompress",
+    "rate-distortion": "rate_distortion",
     "info": "info",
     "push": "push",
     "plot": "plot",
@@ -160,4 +163,7 @@ _MEMORY_HINTS: dict[str | None, str] = {
     "denoise-trace": "Use another --device, or a smaller model.",
     "interpolate": "Use another --device, or a smaller --n or model.",
     "invert": "Use another --device, or a smaller model.",
+    "compress": "Use another --device, or a smaller model.",
+    "decompress": "Use another --device, or a smaller model.",
+    "rate-distortion": "Use a smaller --batch-size.",
 }

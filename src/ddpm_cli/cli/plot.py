@@ -46,6 +46,7 @@ def plot(
     """
     console = Console("plot", as_json, quiet)
     run = run or _newest(Path("runs"))
+    from ddpm_cli.data import plots
     from ddpm_cli.training import curves
 
     lines = curves.read_metrics(run)
@@ -57,10 +58,10 @@ def plot(
     if console.live:
         columns = max(20, min(console.width - 12, 100))
         for chart in charts:
-            console.note(curves.text(chart, columns))
+            console.note(plots.text(chart, columns))
             console.note()
     title = printable(f"{run.resolve().name}, step {lines[-1]['step']}")
-    data = picture_bytes(curves.draw(charts, title), target.suffix)
+    data = picture_bytes(plots.draw(charts, title), target.suffix)
     deliver(target, data, console, run=str(run), **lines[-1])
 
 

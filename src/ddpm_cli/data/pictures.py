@@ -33,7 +33,10 @@ def grid(images: Tensor) -> Image.Image:
 
 
 def strip(rows: Sequence[Tensor], labels: Sequence[str], row_labels: Sequence[str] = ()) -> Image.Image:
-    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left."""
+    """A labelled table of pictures: rows of (N, C, H, W) uint8, with labels above the columns and left.
+
+    Labels above the columns may have several lines.
+    """
     scale = max(1, math.ceil(_TILE / rows[0].shape[-1]))
     return _sheet([[_enlarge(to_pil(image), scale) for image in row] for row in rows], labels, row_labels)
 
@@ -68,7 +71,7 @@ def _sheet(
     """
     first = rows[0][0]
     text = max(_LABEL, first.height // 16)  # readable beside large tiles too
-    head = text + 2 * _PAD if labels else 0
+    head = max((label.count("\n") + 1 for label in labels), default=0) * (text + 2 * _PAD)
     font = ImageFont.load_default(text)
     margin = max(2 * text, *(round(font.getlength(label)) + 2 * _PAD for label in row_labels)) if row_labels else 0
     line = text + _PAD
@@ -82,7 +85,8 @@ def _sheet(
             sheet.paste(tile, (left, top))
     draw = ImageDraw.Draw(sheet)
     for left, label in zip(lefts, labels, strict=False):
-        draw.text((left + first.width // 2, head // 2 + 1), label, fill="black", font=font, anchor="mm")
+        place = (left + first.width // 2, head // 2 + 1)
+        draw.text(place, label, fill="black", font=font, anchor="mm", align="center")
     for top, label in zip(tops, row_labels, strict=False):
         draw.text((margin // 2 + 1, top + first.height // 2), label, fill="black", font=font, anchor="mm")
     for top, captions_of_row in zip(tops, captions, strict=False):

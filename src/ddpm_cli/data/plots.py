@@ -1,0 +1,145 @@
+"""Charts: curves with axes, as a picture and as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["Chart", "draw", "text"]
+
+_COLOURS = ("#1f5fa8", "#c4541a", "#2f8f4e", "#8a4fb0", "#6b6b6b")
+_PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 360), 74, 18, 40, 34
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Named curves over a quantity from 0 up, such as the steps of a run. A value may be missing (None)."""
+
+    title: str
+    steps: Sequence[float]
+    curves: dict[str, list[float | None]]
+    log: bool = False  # whether the vertical axis is logarithmic
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """The values of a curve that can be shown on this chart's axis."""
+        pairs = zip(self.steps, self.curves[name], strict=True)
+        return [(x, y) for x, y in pairs if y is not None and math.isfinite(y) and (y > 0 or not self.log)]
+
+
+def _range(chart: Chart, names: Sequence[str]) -> tuple[float, float]:
+    """The values at the lower and the upper edge of a chart, never equal."""
+    values = [y for name in names for _, y in chart.points(name)] or [1.0]
+    low, high = min(values), max(values)
+    if chart.log:
+        return low / 1.1, high * 1.1
+    low = min(low, 0.0)
+    return low, high + (0.05 * (high - low) or 1.0)
+
+
+def _scale(low: float, high: float, log: bool) -> Callable[[float], float]:
+    """A function from [low, high] to [0, 1]."""
+    if log:
+        return lambda value: math.log(value / low) / math.log(high / low)
+    return lambda value: (value - low) / (high - low)
+
+
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    """Three to eight round numbers in [low, high]."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+            found = [f * 10.0**e for e in decades for f in factors if low <= f * 10.0**e <= high]
+            if len(found) >= 3:
+                return found[:: math.ceil(len(found) / 8)]
+        log = False
+    step = 10 ** math.floor(math.log10((high - low) / 3))
+    step *= next(factor for factor in (5, 2, 1) if (high - low) / (step * factor) >= 3 or factor == 1)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _short(value: float) -> str:
+    """A number for an axis: 800k, 0.02, 5e-05."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def draw(charts: Sequence[Chart], title: str) -> Image.Image:
+    """Charts as one picture, two per row, with axes, round numbers and the names of the curves."""
+    width, height = _PANEL
+    rows = math.ceil(len(charts) / 2)
+    picture = Image.new("RGB", (2 * width, 36 + rows * height), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((width, 20), title, fill="black", font=ImageFont.load_default(18), anchor="mm")
+    for i, chart in enumerate(charts):
+        picture.paste(_panel(chart), (i % 2 * width, 36 + i // 2 * height))
+    return picture
+
+
+def _panel(chart: Chart) -> Image.Image:
+    (width, height), scale = _PANEL, 2  # drawn at twice the size and reduced, for smooth lines
+    names = list(chart.curves)
+    low, high = _range(chart, names)
+    first, last = 0, max(chart.steps)
+    panel = Image.new("RGB", (scale * width, scale * height), "white")
+    pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12 * scale)
+    left, right = scale * _LEFT, scale * (width - _RIGHT)
+    top, bottom = scale * _TOP, scale * (height - _BOTTOM)
+    across, up = _scale(first, last, False), _scale(low, high, chart.log)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + across(x) * (right - left), bottom - up(y) * (bottom - top)
+
+    for value in _ticks(low, high, chart.log):
+        y = at(0, value)[1]
+        pen.line([(left, y), (right, y)], fill="#e4e4e4", width=scale)
+        pen.text((left - 6 * scale, y), _short(value), fill="#444444", font=font, anchor="rm")
+    for value in _ticks(first, last, False):
+        x = at(value, high)[0]
+        pen.line([(x, top), (x, bottom)], fill="#f0f0f0", width=scale)
+        pen.text((x, bottom + 12 * scale), _short(value), fill="#444444", font=font, anchor="mm")
+    for name, colour in reversed(list(zip(names, _COLOURS, strict=False))):
+        points = [at(x, y) for x, y in chart.points(name)]
+        if len(points) == 1:
+            x, y = points[0]
+            pen.ellipse([x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale], fill=colour)
+        pen.line(points, fill=colour, width=(3 if name == names[0] else 2) * scale // 2, joint="curve")
+    pen.rectangle([left, top, right, bottom], outline="#888888", width=scale)
+    pen.text((left, top - 16 * scale), chart.title, fill="black", font=ImageFont.load_default(15 * scale), anchor="lm")
+    x = right
+    for name, colour in reversed(list(zip(names, _COLOURS, strict=False)) if len(names) > 1 else []):
+        pen.text((x, top - 14 * scale), name, fill=colour, font=font, anchor="rm")
+        x -= pen.textlength(name, font=font) + 14 * scale
+    return panel.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def text(chart: Chart, columns: int = 60, rows: int = 6) -> str:
+    """The first curve of a chart in braille dots, with its title, its range and its last value."""
+    name = next(iter(chart.curves))
+    points = chart.points(name)
+    if not points:
+        return f"{chart.title}: no values yet"
+    low, high = _range(chart, [name])
+    up = _scale(low, high, chart.log)
+    last = max(chart.steps)
+    cells = [[0] * columns for _ in range(rows)]
+    before: int | None = None
+    heights: dict[int, list[float]] = {}
+    for x, y in points:
+        heights.setdefault(min(2 * columns - 1, int(x / last * (2 * columns - 1))), []).append(y)
+    for column in sorted(heights):
+        value = sum(heights[column]) / len(heights[column])
+        height = round(up(value) * (4 * rows - 1))
+        for dot in range(min(height, before), max(height, before) + 1) if before is not None else (height,):
+            row = 4 * rows - 1 - dot
+            cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+        before = height
+    edges = {0: _short(high), rows - 1: _short(low)}
+    lines = [f"{edges.get(i, ''):>8} │{''.join(chr(0x2800 + dots) for dots in cell)}" for i, cell in enumerate(cells)]
+    axis = f"{'':>8} └{'─' * columns}\n{'':>10}0{_short(last):>{columns - 1}}"
+    return "\n".join([f"{chart.title}: {_short(points[-1][1])} at step {points[-1][0]}", *lines, axis])
