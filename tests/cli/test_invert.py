@@ -53,6 +53,15 @@ def test_the_error_of_the_way_back(cli, color_model, small):
     assert plain["largest"] > plain["rmse"] > solved["largest"]
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"), [(("--iterations", 0, "--steps", 5), "more --iterations"), (("--steps", 1), "more --steps")]
+)
+def test_an_image_that_does_not_return_is_said(cli, color_model, small, options, advice):
+    code, _, err = cli("invert", small, "-m", color_model, "--precision", "fp32", *options, "-o", "x.png")
+    assert (code, "every pixel is the same" in err) == (0, False)
+    assert f"to come closer: {advice}\n" in err
+
+
 def test_a_strip_shows_the_way_up_and_back(cli, color_model, small):
     assert cli("invert", small, "-m", color_model, "--steps", 10, "-o", "strip.png")[0] == 0
     strip = picture("strip.png")

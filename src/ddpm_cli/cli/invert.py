@@ -120,8 +120,11 @@ def invert(
         f"the way back: RMSE {error.rmse:.2g} and at most {error.largest:.2g} of 255, PSNR {error.psnr:.1f} dB"
         f"{'; every pixel is the same' if error.largest < 0.5 else ''}"
     )
-    if error.largest >= 0.5 and ddpm.unet.conv_in.weight.dtype != torch.float32:
-        console.note("--precision fp32 comes closer")
+    if error.largest >= 0.5:
+        exact = ddpm.unet.conv_in.weight.dtype == torch.float32
+        advice = "more --steps" if error.rmse > 1 or exact else "--precision fp32"
+        console.note(f"to come closer: {'more --iterations' if most < ITERATIONS else advice}")
+
     if form == "safetensors":
         noised = Noised(latent.cpu(), to_paper(sampling.timesteps[-1]), 0, ddpm.schedule_config)
         result = noised.to_bytes()

@@ -17,7 +17,8 @@ __all__ = ["ITERATIONS", "invert"]
 ITERATIONS = 30  # most of them stop earlier, at rounding
 
 _KEPT = 5  # iterates that Anderson's method combines
-_PATIENCE = 6  # iterations without a better one; with bf16 networks, rounding is reached far above that of float32
+_PATIENCE = 5  # iterations without progress, which is
+_PROGRESS = 0.8  # times the error. The rounding of a bf16 network is far above that of the float32 states
 
 
 def invert(denoiser: Denoiser, x_0: Tensor, iterations: int = ITERATIONS) -> Iterator[Step]:
@@ -62,17 +63,18 @@ def _marginal(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
 def _solve(denoiser: Denoiser, x_s: Tensor, guess: Tensor, t: int, iterations: int) -> tuple[Tensor, Tensor]:
     """The state at position t from which one step leads to x_s, the state before; and the x_0 predicted from it.
 
-    The slope of the step down lies between sigma_s / sigma_t, where x_0 does not depend on x_t, and alpha_s / alpha_t,
-    where x_0 is x_t / alpha_t. (For Gaussian data, that is where its deviation is 0, and where it is infinite.) So the
-    error times 2 / (their sum) is a step of a fixed-point iteration that converges for any length of the step down:
-    each one leaves at most tanh(h / 2) of the error, with h the step's length in log(alpha / sigma). Without the factor
-    it diverges for h > log 2. Anderson's method makes it faster.
+    For Gaussian data the slope of the step down lies between sigma_s / sigma_t (deviation 0: x_0 does not depend on
+    x_t) and alpha_s / alpha_t (infinite deviation: x_0 is x_t / alpha_t). So the error times 2 / (their sum) is a step
+    of a fixed-point iteration that converges for any length of the step down: each one leaves at most tanh(h / 2) of
+    the error, with h the step's length in log(alpha / sigma). Without the factor it diverges for h > log 2. Anderson's
+    method makes it faster. A network's slopes may be larger; then the best iterate is kept.
     """
     schedule = denoiser.schedule
     (alpha_s, sigma_s), (alpha, sigma) = _marginal(schedule, t - 1), _marginal(schedule, t)
     size = (2 if t > 0 else 1) / (sigma_s / sigma + alpha_s / alpha)  # to the image, 2 would be the limit of stability
     rounding = 2 * torch.finfo(x_s.dtype).eps * _rms(x_s)
     smallest, waited = torch.full_like(rounding, torch.inf), torch.zeros_like(rounding)
+    going = torch.ones_like(rounding, dtype=torch.bool)  # which images are not done
     best, predicted, x = guess, guess, guess
     tried: list[tuple[Tensor, Tensor]] = []
     for i in range(iterations + 1):
@@ -80,11 +82,11 @@ def _solve(denoiser: Denoiser, x_s: Tensor, guess: Tensor, t: int, iterations: i
             x_0 = denoiser(x, t).x_0
         residual = x_s - _move(schedule, x, x_0, t, t - 1)
         error = _rms(residual)
-        open_ = (smallest > rounding) & (waited < _PATIENCE)  # the images that are not yet done
-        better = open_ & ((error < smallest) | (i == 0))
-        smallest, waited = torch.where(better, error, smallest), torch.where(better, 0, waited + 1)
+        waited = torch.where(error < _PROGRESS * smallest, 0, waited + 1)
+        better = going & (error < smallest) if i else going
+        smallest = torch.where(better, error, smallest)
         best, predicted = torch.where(better, x, best), torch.where(better, x_0, predicted)
-        going = (smallest > rounding) & (waited < _PATIENCE)
+        going = going & (smallest > rounding) & (waited < _PATIENCE)
         if i == iterations or not going.any() or not error.isfinite().all():
             break
         tried = [*tried, (x, residual)][-_KEPT:]
