@@ -175,7 +175,7 @@ def test_a_file_has_at_most_the_bytes_that_it_may(cli, small_model, model, digit
         assert len(compress(model, pixels(digit), t=1, most_bytes=most).data) <= most
     assert compress(model, pixels(digit), t=1, most_bytes=10**6).data == whole.data
     code, _, err = cli("compress", digit, "-m", small_model, "--bytes", 19, "-o", "x.ddpm")
-    assert (code, "19 bytes are too few" in err) == (1, True)
+    assert (code, "--bytes 19: too few" in err) == (1, True)
 
 
 def test_depths_and_strips(cli, small_model, digit):

@@ -72,12 +72,12 @@ def compress(
     from ddpm_cli.data import images
 
     images.check_background(background)
-    decoded = images.decode(data, called, background=background)
     ddpm = open_model(console, model, device, "fp32", "ema")
     channels, size, _ = ddpm.shape
     if t is not None and t > ddpm.schedule.T:
         raise UsageError(f"--t {t}: the last step of this model is t={ddpm.schedule.T}, pure noise")
-    pixels = images.from_pil(images.flatten(images.fit(decoded, size), channels))
+    decoded = images.decode(data, called, channels, background)
+    pixels = images.from_pil(images.fit(decoded, size))
     if decoded.size != (size, size):
         console.note(f"{called}: fitted from {decoded.width}x{decoded.height} to the model's {size}x{size}")
 

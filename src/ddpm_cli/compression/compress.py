@@ -76,7 +76,7 @@ def compress(
         states.append(state)
         progress(len(states), total)
     if not states:
-        raise DataError(f"{most_bytes} bytes are too few for the header of a file and a first step")
+        raise DataError(f"--bytes {most_bytes}: too few for the header of a file and a first step")
     last = states[-1]
     data = Container(fingerprint, plan, stream.to_bytes()).to_bytes()
     return Compressed(data, _pixels(last), stream.count, to_paper(last.t), last.ideal)
