@@ -13,7 +13,7 @@ def test_trace_from_noise_ends_in_the_sample(cli, color_model):
     options = ("-m", color_model, "--sampler", "ddpm", "--steps", 20)
     assert cli("denoise-trace", *options, "-o", "frames/", "--frames", 4)[0] == 0
     names = sorted(path.name for path in Path("frames").iterdir())
-    assert names == [f"{i:03d}-t{t:04d}-{row}.png" for i, t in enumerate((1000, 632, 316, 0)) for row in ("x0", "xt")]
+    assert names == [f"{i:03d}-t{t:04d}-{row}.png" for i, t in enumerate((1000, 650, 350, 0)) for row in ("x0", "xt")]
     assert cli("sample", *options, "--n", 1, "-o", "one/")[0] == 0
     assert picture("frames/003-t0000-xt.png").tobytes() == picture("one/000000.png").tobytes()
 

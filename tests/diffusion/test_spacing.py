@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.diffusion.samplers import SAMPLERS, SPACINGS, plan_sampling, spaced
@@ -14,32 +15,38 @@ SHORT = NoiseSchedule.from_config(ScheduleConfig(num_train_timesteps=20))
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("schedule", [PAPER, COSINE, SHORT], ids=["linear", "cosine", "short"])
-def test_any_number_of_distinct_steps_with_both_ends(schedule, spacing):
+def test_any_number_of_distinct_steps_up_to_the_start(schedule, spacing):
     for start in {0, 1, 7, schedule.T // 2, schedule.T - 1}:
         for n in {1, 2, 3, 5, 10, 15, 20, 50, start, start + 1}:
             if 1 <= n <= start + 1:
                 steps = spaced(schedule, n, start, spacing)
                 assert len(steps) == n
                 assert steps == sorted(set(steps))
+                assert steps[0] >= 0
                 assert steps[-1] == start
-                assert n == 1 or steps[0] == 0
+            if n == start + 1:
+                assert steps == list(range(n))
 
 
 def test_uniform_steps():
-    assert spaced(PAPER, 4, 999, "uniform") == [0, 333, 666, 999]
+    assert spaced(PAPER, 4, 999, "uniform") == [249, 499, 749, 999]
+    theirs = DDPMScheduler(timestep_spacing="trailing")
+    for n in (1, 3, 20, 50, 600, 1000):
+        theirs.set_timesteps(n)
+        assert spaced(PAPER, n) == theirs.timesteps.tolist()[::-1]
 
 
 def test_quadratic_steps_are_even_in_the_square_root_of_t():
     steps = torch.tensor(spaced(PAPER, 50, 999, "quadratic"), dtype=torch.float64)
-    exact = 999**0.5 * torch.linspace(0, 1, 50, dtype=torch.float64)
-    assert (steps - exact**2).abs().max() <= 1.5  # rounded; the first two make room for each other
-    assert (steps - exact**2)[5:].abs().max() <= 0.5
+    exact = (1000**0.5 * torch.arange(1, 51, dtype=torch.float64) / 50) ** 2 - 1
+    assert (steps - exact).abs().max() <= 1.5  # rounded; the first ones make room for each other
+    assert (steps - exact)[5:].abs().max() <= 0.5
 
 
 def test_logsnr_steps_are_even_in_lambda():
     steps = spaced(PAPER, 20, 999, "logsnr")
     gaps = PAPER.lambdas[steps].diff().abs()
-    even = (PAPER.lambdas[0] - PAPER.lambdas[999]) / 19
+    even = (PAPER.lambdas[0] - PAPER.lambdas[999]) / 20
     # Where one step of the schedule is longer than that, the nearest one is taken.
     assert (gaps[5:] / even - 1).abs().max() < 0.05
 

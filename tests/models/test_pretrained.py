@@ -202,9 +202,9 @@ def test_steps_and_start(small_model):
     model = DDPM.from_pretrained(small_model)
     x = draw(1, 1, 8, 8)
     assert [step.t for step in model.sample_loop(x)] == [*range(19, -1, -1), -1]
-    assert [step.t for step in model.sample_loop(x, "ddpm", steps=4)] == [19, 13, 6, 0, -1]
-    assert [step.t for step in model.sample_loop(x, steps=4, spacing="quadratic")] == [19, 8, 2, 0, -1]
-    assert [step.t for step in model.sample_loop(x, steps=2, start=5)] == [5, 0, -1]
+    assert [step.t for step in model.sample_loop(x, "ddpm", steps=4)] == [19, 14, 9, 4, -1]
+    assert [step.t for step in model.sample_loop(x, steps=4, spacing="quadratic")] == [19, 10, 4, 0, -1]
+    assert [step.t for step in model.sample_loop(x, steps=2, start=5)] == [5, 1, -1]
     with pytest.raises(ValueError, match="between 1 and 20"):
         model.sample_loop(x, steps=21)
 

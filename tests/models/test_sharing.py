@@ -42,11 +42,11 @@ def test_all_steps_below_t_are_those_of_the_plan(model):
 def test_a_state_between_the_steps_of_a_plan_leaves_it_once(model):
     """With few steps there may be none at t: the way there is the plan's, but for the last step."""
     plan = model.sampling("ddpm", 4)
-    assert plan.timesteps == [0, 6, 13, 19]
+    assert plan.timesteps == [4, 9, 14, 19]
     noise = ImageNoise(0, [0], model.shape)
     steps = list(model.sample_loop(noise(), plan, noise=noise))
-    assert state_at(model, 13, plan).equal(steps[1].x_t)
-    denoiser = model.denoiser.subsequence([0, 6, 10, 13, 19])
+    assert state_at(model, 14, plan).equal(steps[1].x_t)
+    denoiser = model.denoiser.subsequence([4, 9, 10, 14, 19])
     noise = ImageNoise(0, [0], model.shape)
     for _ in range(2):
         noise()

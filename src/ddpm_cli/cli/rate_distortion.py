@@ -78,7 +78,7 @@ def rate_distortion(
 
     images.check_background(background)
     ddpm = open_model(console, model, device, "fp32", weights)
-    taken = pick_sampling(ddpm, "ddpm", steps).timesteps
+    taken = [0, *pick_sampling(ddpm, "ddpm", steps).timesteps[1:]]  # with the last step, of the decoder's term
     x_0 = images.to_float(_read(sources, n, ddpm, background, console)).to(ddpm.device)
     with console.bar("measuring, images x steps", len(x_0) * len(taken)) as update:
         depths = measure(ddpm.denoiser.subsequence(taken), x_0, seed, batch_size, update)

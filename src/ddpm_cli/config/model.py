@@ -284,8 +284,8 @@ class ScheduleConfig(Strict):
 
     def to_dict(self) -> dict[str, Any]:
         header = {"_class_name": "DDPMScheduler", "_diffusers_version": DIFFUSERS_VERSION}
-        # The sampler `ddpm` takes a linspace of the steps by default, and so does diffusers with this.
-        spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "linspace", "steps_offset": 0}
+        # The sampler `ddpm` takes the same steps as diffusers with this.
+        spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "trailing", "steps_offset": 0}
         return header | super().to_dict() | spacing
 
 

@@ -16,32 +16,31 @@ _NOISE = -5.1
 
 
 def spaced(schedule: NoiseSchedule, n: int, start: int | None = None, spacing: str = "uniform") -> list[int]:
-    """n distinct steps from 0 to `start` (default T-1), both ends included, as an ascending list of positions.
+    """n distinct steps up to `start` (default T-1), as an ascending list of positions.
 
-    uniform: evenly spread in t. quadratic: evenly in sqrt(t) (DDIM; here up to t=T-1, where x_T is noise, and not to
-    0.8 T). logsnr: evenly in log(alpha_t / sigma_t) (DPM-Solver). Places are rounded to integers here, before any
+    They are the upper ends of n equal intervals: of t (uniform; diffusers calls it "trailing"), of sqrt(t) (quadratic,
+    as in DDIM), or of log(alpha_t / sigma_t) (logsnr, as in DPM-Solver). So a sampler begins at the noise of `start`,
+    and its last prediction is made one interval above the clean image. Places are rounded to integers here, before any
     coefficient is computed, so that the network and the sampler mean the same noise. Where rounded steps coincide, they
     move to the next free ones. Raises ValueError unless 1 <= n <= start + 1.
     """
     start = schedule.T - 1 if start is None else start
     if not 1 <= n <= start + 1:
         raise ValueError(f"steps {n}: must be between 1 and {start + 1}")
-    if n == 1:
-        return [start]
-    parts = torch.linspace(0, 1, n, dtype=torch.float64)
+    ends = torch.arange(1, n + 1, dtype=torch.float64) / n
     match spacing:
         case "uniform":
-            return [round(i * start / (n - 1)) for i in range(n)]
+            steps = ((start + 1) * ends).round().long() - 1
         case "quadratic":
-            steps = (start * parts**2).round().long().tolist()
+            steps = ((start + 1) * ends**2).round().long() - 1
         case "logsnr":
             lambdas = schedule.lambdas[: start + 1]
-            lowest = torch.clamp(lambdas[-1], min=torch.tensor(_NOISE, dtype=torch.float64))
-            wanted = lambdas[0] + parts * (torch.minimum(lowest, lambdas[0]) - lambdas[0])
-            steps = [int((lambdas - value).abs().argmin()) for value in wanted]
+            lowest = lambdas[-1].clamp(min=min(_NOISE, float(lambdas[0])))
+            wanted = lambdas[0] + ends * (lowest - lambdas[0])
+            steps = (lambdas[:, None] - wanted).abs().argmin(0)
         case _:
             raise ValueError(f"spacing {spacing}: is not one of {', '.join(SPACINGS)}")
-    return _distinct(steps, start)
+    return _distinct(steps.clamp(min=0).tolist(), start)
 
 
 def _distinct(steps: list[int], start: int) -> list[int]:
