@@ -61,6 +61,8 @@ def test_the_sampler_is_named(cli, color_model):
     assert "sampler dpm++, 20 logsnr steps, order 2, eta 1 (--sampler ddpm takes all 1000, as the paper does)" in err
     result = json.loads(cli(*common, "--sampler", "langevin", "--steps", 3, "--updates", 2)[1])
     assert (result["sampler"], result["steps"], result["evaluations"]) == ("langevin", 3, 7)
+    assert "take 30 or more --steps" in cli(*common, "--sampler", "langevin", "--steps", 3, "--updates", 1)[2]
+    assert "--steps" not in cli(*common, "--sampler", "langevin", "--steps", 30, "--updates", 1)[2]
     _, _, err = cli(*common, "--sampler", "ddpm", "--steps", 4)
     assert "sampler ddpm, 4 uniform steps\n" in err
 

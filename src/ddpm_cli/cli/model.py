@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fitted_image", "note_sampling", "open_model", "pick_sampling"]
 
+_LEVELS = 30  # measured in docs/samplers.md: 40 are enough, 20 are poor and 10 give noise
+
 
 def open_model(
     console: Console, address: str | None, device: str, precision: str, weights: str, world: World | None = None
@@ -68,6 +70,8 @@ def note_sampling(console: Console, model: DDPM, sampling: Sampling) -> None:
     exact = len(sampling.timesteps) == sampling.timesteps[-1] + 1
     advice = "" if exact else f" (--sampler ddpm takes all {sampling.timesteps[-1] + 1}, as the paper does)"
     console.note(f"sampler {sampling.describe()}{advice if sampling.sampler == 'dpm++' else ''}")
+    if sampling.sampler == "langevin" and len(sampling.timesteps) < _LEVELS and not exact:
+        console.warn(f"langevin needs levels of noise that are close together; take {_LEVELS} or more --steps")
     if sampling.sampler == "ddpm" and model.denoiser.subsequence(sampling.timesteps).config != model.denoiser.config:
         console.note("fewer steps than the model was trained with, so the variance is the fixed small one, beta~_t")
 

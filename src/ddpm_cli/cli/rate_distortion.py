@@ -50,7 +50,7 @@ def rate_distortion(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", parser=options.parse_count, metavar="N", help="Take N steps, spread evenly. Default: all."
+            "--steps", parser=options.parse_count, metavar="N", help="Take N steps, even in the log-SNR. Default: all."
         ),
     ] = None,
     batch_size: Annotated[
@@ -78,7 +78,8 @@ def rate_distortion(
 
     images.check_background(background)
     ddpm = open_model(console, model, device, "fp32", weights)
-    taken = [0, *pick_sampling(ddpm, "ddpm", steps).timesteps[1:]]  # with the last step, of the decoder's term
+    # Even steps in t would be far too long at the end, where most bits are. Step 0 has the decoder's term.
+    taken = [0, *pick_sampling(ddpm, "ddpm", steps, spacing="logsnr").timesteps[1:]]
     x_0 = images.to_float(_read(sources, n, ddpm, background, console)).to(ddpm.device)
     with console.bar("measuring, images x steps", len(x_0) * len(taken)) as update:
         depths = measure(ddpm.denoiser.subsequence(taken), x_0, seed, batch_size, update)
