@@ -58,6 +58,12 @@ def test_logsnr_steps_are_where_there_is_an_image():
     assert (lambdas < -5.2).sum() == 1  # the start
 
 
+def test_a_schedule_of_a_million_steps_needs_little_memory():
+    betas = torch.full((1_000_000,), 5e-6, dtype=torch.float64)
+    steps = spaced(NoiseSchedule(betas), 500_000, spacing="logsnr")
+    assert steps == sorted(set(steps))
+
+
 def test_bad_steps_are_refused():
     for n in (0, 1001):
         with pytest.raises(ValueError, match="between 1 and 1000"):
@@ -74,7 +80,8 @@ def test_the_default_is_fast_and_exact_where_that_costs_the_same():
     assert plan_sampling(PAPER, 32, start=9).evaluations == 10
     exact = plan_sampling(PAPER, 32, "ddpm")
     assert exact.timesteps == list(range(1000))
-    assert plan_sampling(PAPER, 256).spacing != fast.spacing  # of large images
+    assert (fast.spacing, plan_sampling(PAPER, 256).spacing) == ("logsnr", "uniform")
+    assert plan_sampling(PAPER, 256, "langevin").spacing == "logsnr"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

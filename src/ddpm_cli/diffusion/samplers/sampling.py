@@ -43,7 +43,10 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, steps=None, spacing="uniform", random=True),
     "ddim": Sampler(ddim, steps=50, spacing="quadratic", settings={"eta": 0.0}),
     "dpm++": Sampler(dpm_solver, steps=20, spacing="logsnr", settings={"order": 2, "eta": 1.0}),
-    "langevin": Sampler(langevin, steps=40, spacing="logsnr", settings={"updates": 5}, random=True),
+    # Always logsnr: from level to level the noise must fall by the same small factor.
+    "langevin": Sampler(
+        langevin, steps=40, spacing="logsnr", spacing_large="logsnr", settings={"updates": 5}, random=True
+    ),
 }
 """By name: Algorithm 2 of the paper, DDIM, DPM-Solver++, annealed Langevin dynamics."""
 

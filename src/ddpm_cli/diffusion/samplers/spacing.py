@@ -34,10 +34,11 @@ def spaced(schedule: NoiseSchedule, n: int, start: int | None = None, spacing: s
         case "quadratic":
             steps = ((start + 1) * ends**2).round().long() - 1
         case "logsnr":
-            lambdas = schedule.lambdas[: start + 1]
-            lowest = lambdas[-1].clamp(min=min(_NOISE, float(lambdas[0])))
-            wanted = lambdas[0] + ends * (lowest - lambdas[0])
-            steps = (lambdas[:, None] - wanted).abs().argmin(0)
+            falling = -schedule.lambdas[: start + 1]
+            highest = falling[-1].clamp(max=max(-_NOISE, float(falling[0])))
+            wanted = falling[0] + ends * (highest - falling[0])
+            middles = (falling[1:] + falling[:-1]) / 2
+            steps = torch.searchsorted(middles, wanted)  # the nearest
         case _:
             raise ValueError(f"spacing {spacing}: is not one of {', '.join(SPACINGS)}")
     return _distinct(steps.clamp(min=0).tolist(), start)
