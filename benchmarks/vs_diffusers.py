@@ -95,7 +95,7 @@ def main() -> None:
         noise = torch.randn(batch, 3, size, size)
 
         def our_sampling() -> None:
-            for _ in model.sample_loop(noise, steps=options.steps):
+            for _ in model.sample_loop(noise, "ddpm", steps=options.steps):
                 pass
 
         @torch.no_grad()
