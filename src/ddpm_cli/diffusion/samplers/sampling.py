@@ -79,7 +79,7 @@ class Sampling:
 
     def describe(self) -> str:
         """The plan in words."""
-        steps = f"{len(self.timesteps)} {self.spacing} steps"
+        steps = f"{len(self.timesteps)} {self.spacing} step{'s' if len(self.timesteps) > 1 else ''}"
         own = "".join(f", {name} {value:g}" for name, value in self.settings.items() if value)
         total = f" = {self.evaluations} evaluations" if "updates" in self.settings else ""
         return f"{self.sampler}, {steps}{own}{total}"
