@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,8 +75,11 @@ class DDPM:
         return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
 
     def fingerprint(self) -> str:
-        """A hash of the network, its weights and its schedule: models with the same hash draw the same images."""
-        what = json.dumps([self.unet.config.to_dict(), self.schedule_config.to_dict()])
+        """A hash of the network, its weights and its schedule: models with the same hash draw the same images.
+
+        Files keep it, so it has nothing that only describes the files of this version, as `to_dict` has.
+        """
+        what = json.dumps([dataclasses.asdict(config) for config in (self.unet.config, self.schedule_config)])
         return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
