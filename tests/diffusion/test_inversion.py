@@ -112,6 +112,18 @@ def test_an_image_does_not_depend_on_its_batch(small_model):
         assert torch.equal(alone.x_t[0], together.x_t[i])
 
 
+def test_an_image_that_fails_does_not_stop_the_others():
+    def partly(x_t, t):
+        x_0 = gaussian(0.0, 0.5)(x_t, t)
+        return torch.where(x_t.mean((1, 2, 3), keepdim=True) > 0.5, torch.inf, x_0)
+
+    x_0 = torch.cat([draw(4, 1).clamp(-1, 1), torch.full((1, 1, 8, 8), 0.9, dtype=torch.float64)])
+    *_, both = invert(denoiser(partly, 5, "uniform", clip_sample=False), x_0)
+    *_, alone = invert(denoiser(partly, 5, "uniform", clip_sample=False), x_0[:1])
+    assert not both.x_t[1].isfinite().any()
+    assert torch.allclose(both.x_t[0], alone.x_t[0], rtol=0, atol=1e-12)
+
+
 def test_it_ends_where_nothing_helps():
     """With a network that is rounded to three bits, the steps have no exact solution."""
     asked = []

@@ -82,14 +82,15 @@ def _solve(denoiser: Denoiser, x_s: Tensor, guess: Tensor, t: int, iterations: i
             x_0 = denoiser(x, t).x_0
         residual = x_s - _move(schedule, x, x_0, t, t - 1)
         error = _rms(residual)
+        finite = error.isfinite()
         waited = torch.where(error < _PROGRESS * smallest, 0, waited + 1)
         better = going & (error < smallest) if i else going
         smallest = torch.where(better, error, smallest)
         best, predicted = torch.where(better, x, best), torch.where(better, x_0, predicted)
-        going = going & (smallest > rounding) & (waited < _PATIENCE)
-        if i == iterations or not going.any() or not error.isfinite().all():
+        going = going & finite & (smallest > rounding) & (waited < _PATIENCE)
+        if i == iterations or not going.any():
             break
-        tried = [*tried, (x, residual)][-_KEPT:]
+        tried = [*tried, (torch.where(finite, x, best), torch.where(finite, residual, 0))][-_KEPT:]
         x = _anderson(tried, size)
     return best, predicted
 
