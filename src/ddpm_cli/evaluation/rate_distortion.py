@@ -66,7 +66,7 @@ def rate_distortion(
             x_t, predicted = x_t.cpu().double(), prediction.x_0.cpu().double()
             errors[t] += (predicted - exact).square().flatten(1).mean(1).sum()
             if t > 0:
-                log_variance = torch.as_tensor(prediction.log_variance, dtype=torch.float64, device="cpu")
+                log_variance = _exactly(prediction.log_variance)
                 mean = schedule.posterior_mean(predicted, x_t, t)  # again, in float64
                 terms[t] += bound_term(schedule, exact, x_t, torch.tensor(t), mean, log_variance).sum()
             done += len(batch)
@@ -76,6 +76,11 @@ def rate_distortion(
     rates = [*sent[1:].tolist(), prior * bits]
     times, mse = schedule.timesteps.tolist(), (errors / len(x_0)).tolist()
     return [Depth(*values) for values in zip(times, rates, mse, strict=True)][::-1]
+
+
+def _exactly(value: Tensor | float) -> Tensor:
+    """In float64 on the CPU, where it is converted: MPS has no float64."""
+    return value.cpu().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _prior(denoiser: Denoiser, x_0: Tensor) -> Tensor:
