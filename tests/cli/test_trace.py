@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import picture
+from conftest import SMALL, picture, write_model
+from ddpm_cli.config import ScheduleConfig
 
 
 def test_trace_from_noise_ends_in_the_sample(cli, color_model):
@@ -57,6 +58,13 @@ def test_an_image_needs_no_file_in_between(cli, color_model, emoji):
     assert cli("noise", "small.png", "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0
     assert cli("denoise-trace", "n.safetensors", "-m", color_model, "-o", "two.png")[0] == 0
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+def test_an_image_with_a_model_of_one_step(cli, emoji):
+    write_model(Path("model"), SMALL, ScheduleConfig(num_train_timesteps=1))
+    code, out, err = cli("denoise-trace", emoji, "-m", "model", "-o", "t.png", "--json")
+    assert (code, err.count("Error")) == (0, 0), err
+    assert json.loads(out)["t"] == [1, 0]
 
 
 def test_invalid_input_is_refused(cli, small_model, color_model, digits, emoji):
@@ -154,6 +162,7 @@ def test_what_cannot_be_shared_is_refused(cli, color_model, emoji):
         (("--share-from", 500, "--eta", 1), "--eta"),
         (("--share-from", 1001), "--share-from 1001"),
         (("--share-from", "500,0"), "--share-from 0"),
+        (("--share-from", ""), "--share-from"),
         (("--share-from", "500;250"), "--share-from 500;250"),
         (("--share-from", 500, "--t", 500), "--t"),
         (("--share-from", 500, "--frames", 5), "--frames"),

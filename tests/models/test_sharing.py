@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm_cli.models.ddpm import DDPM
-from ddpm_cli.models.sharing import sample_from, state_at
+from ddpm_cli.models.sharing import evaluations_to, sample_from, state_at
 from ddpm_cli.rng import ImageNoise
 
 
@@ -70,6 +70,15 @@ def test_the_smaller_t_the_more_is_shared(model):
     spread = [sample_from(model, state_at(model, t, plan), t, 8, plan).double().std(0).mean() for t in (19, 8, 1, 0)]
     assert spread == sorted(spread, reverse=True)
     assert spread[-1] == 0  # the last step adds no noise
+
+
+@pytest.mark.parametrize(("sampler", "steps", "settings"), [("ddpm", 20, {}), ("langevin", 7, {"updates": 3})])
+@pytest.mark.parametrize("t", [0, 5, 15, 19])
+def test_the_evaluations_to_a_state_are_known(model, sampler, steps, settings, t):
+    plan = model.sampling(sampler, steps, **settings)
+    seen = []
+    state_at(model, t, plan, progress=seen.append)
+    assert sum(seen) == evaluations_to(plan, t)
 
 
 def test_progress_counts_the_evaluations(model):

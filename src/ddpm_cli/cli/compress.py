@@ -11,9 +11,8 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import open_model
+from ddpm_cli.cli.model import check_t, open_model
 from ddpm_cli.cli.output import deliver, pick_target, read_input
-from ddpm_cli.errors import UsageError
 
 __all__ = ["EXAMPLES", "compress"]
 
@@ -74,8 +73,7 @@ def compress(
     images.check_background(background)
     ddpm = open_model(console, model, device, "fp32", "ema")
     channels, size, _ = ddpm.shape
-    if t is not None and t > ddpm.schedule.T:
-        raise UsageError(f"--t {t}: the last step of this model is t={ddpm.schedule.T}, pure noise")
+    check_t(ddpm, t)
     decoded = images.decode(data, called, channels, background)
     pixels = images.from_pil(images.fit(decoded, size))
     if decoded.size != (size, size):
@@ -103,7 +101,7 @@ def compress(
             "file": f"{fields['bytes']} bytes, {fields['header_bytes']} of them the header",
             "code": f"{result.bits} bits, {fields['bits_per_dim']} bits/dim, down to t={result.t}",
             "ideal code": f"{result.ideal:.0f} bits for this chain; ours takes {overhead:+.0%}",
-            "distortion": f"RMSE {fields['rmse']} of 255, PSNR {fields['psnr']} dB",
+            "distortion": f"RMSE {fields['rmse']} of 255, PSNR {fields['psnr'] or 'inf'} dB",
             "time": f"{seconds:.1f} s",
         }
     )

@@ -9,7 +9,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import open_model
+from ddpm_cli.cli.model import check_t, open_model
 from ddpm_cli.cli.output import deliver, pick_target, read_input
 
 __all__ = ["EXAMPLES", "decompress"]
@@ -68,6 +68,7 @@ def decompress(
         total = len(data) + held.missing
         console.warn(f"{called}: is cut, {len(data)} of {total} bytes; it is decoded as far as it goes, unchecked")
     ddpm = open_model(console, model, device, "fp32", "ema")
+    check_t(ddpm, t)
     states: list[tuple[int, int, torch.Tensor]] = []
     with console.bar("decompressing", None) as update:
         done = codec.decompress(ddpm, held, called, lambda done, total: update(done, total=total))

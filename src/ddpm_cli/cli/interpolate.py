@@ -9,7 +9,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import fitted_image, note_sampling, open_model, pick_sampling
+from ddpm_cli.cli.model import check_t, fitted_image, note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
@@ -111,8 +111,7 @@ def interpolate(
     images.check_background(background)
     ddpm = open_model(console, model, device, precision, weights)
     T = ddpm.schedule.T
-    if ts and ts[-1] > T:
-        raise UsageError(f"--t {ts[-1]}: the last step of this model is t={T}, pure noise")
+    check_t(ddpm, max(ts, default=None))
     own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
     ends = [None if source is None else fitted_image(ddpm, *source, background) for source in sources]
     count = n or (33 if target.suffix in pictures.ANIMATION_SUFFIXES else 9)

@@ -10,7 +10,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import fitted_image, open_model, pick_sampling
+from ddpm_cli.cli.model import check_t, fitted_image, open_model, pick_sampling
 from ddpm_cli.cli.output import deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
@@ -90,10 +90,8 @@ def invert(
 
     images.check_background(background)
     ddpm = open_model(console, model, device, precision, weights)
-    T = ddpm.schedule.T
-    if t is not None and t > T:
-        raise UsageError(f"--t {t}: the last step of this model is t={T}, pure noise")
-    sampling = pick_sampling(ddpm, "ddim", steps, from_paper(t or T), spacing=spacing)
+    check_t(ddpm, t)
+    sampling = pick_sampling(ddpm, "ddim", steps, from_paper(t or ddpm.schedule.T), spacing=spacing)
     most = ITERATIONS if iterations is None else iterations
     x_0 = fitted_image(ddpm, data, called, background)
     taken = len(sampling.timesteps)

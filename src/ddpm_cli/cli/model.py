@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["fitted_image", "note_sampling", "open_model", "pick_sampling"]
+__all__ = ["check_t", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
 
 _LEVELS = 30  # measured in docs/samplers.md: 40 are enough, 20 are poor and 10 give noise
 
@@ -53,6 +53,12 @@ def open_model(
         f"on {describe(model.device, model.unet.conv_in.weight.dtype)}"
     )
     return model
+
+
+def check_t(model: DDPM, t: int | None, flag: str = "--t") -> None:
+    """Raises UsageError if the model has no step t of the paper's. None is allowed."""
+    if t is not None and t > model.schedule.T:
+        raise UsageError(f"{flag} {t}: the last step of this model is t={model.schedule.T}, pure noise")
 
 
 def pick_sampling(

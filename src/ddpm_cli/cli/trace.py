@@ -8,7 +8,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
+from ddpm_cli.cli.model import check_t, note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
@@ -112,11 +112,11 @@ def denoise_trace(
     console = Console("denoise-trace", as_json, quiet)
     if show not in _ROWS:
         raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
-    ts = _shared_ts(share_from, output, t, frames, show) if share_from else None
+    ts = _shared_ts(share_from, output, t, frames, show) if share_from is not None else None
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
     source = None if image is None else read_input(image)
 
-    from ddpm_cli.cli.trace_input import Start, check_t
+    from ddpm_cli.cli.trace_input import Start
     from ddpm_cli.data.images import check_background
     from ddpm_cli.diffusion.noised_image import from_paper
     from ddpm_cli.rng import ImageNoise
@@ -125,7 +125,7 @@ def denoise_trace(
     ddpm = open_model(console, model, device, precision, weights)
     T = ddpm.schedule.T
     for flag, value in [("--t", t), *(("--share-from", t) for t in ts or ())]:
-        check_t(flag, value, T)
+        check_t(ddpm, value, flag)
     begun = Start(ddpm, *source, seed, background, console.note) if source else None
     own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
     if ts is not None:
@@ -220,15 +220,15 @@ def _share(
     from ddpm_cli.cli.trace_output import Shared, shared_picture, write_shared
     from ddpm_cli.data.images import to_uint8
     from ddpm_cli.diffusion.noised_image import from_paper
-    from ddpm_cli.models.sharing import above, below, sample_from, state_at
+    from ddpm_cli.models.sharing import below, evaluations_to, sample_from, state_at
 
     places = [from_paper(t) for t in ts]
     total = sum(n * below(sampling, place).evaluations for place in places)
     if begun is None:
-        total += sum(sum(step >= place for step in above(sampling, place).timesteps) for place in places)
+        total += sum(evaluations_to(sampling, place) for place in places)
     done = 0
     parts: list[Shared] = []
-    with console.bar("denoising, images x steps", total) as update:
+    with console.bar("denoising, images x evaluations", total) as update:
 
         def progress(count: int) -> None:
             nonlocal done

@@ -13,13 +13,7 @@ from ddpm_cli.errors import UsageError
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.rng import ImageNoise
 
-__all__ = ["Start", "check_t"]
-
-
-def check_t(flag: str, t: int | None, T: int) -> None:
-    """Raises UsageError if a model has no step t of the paper's."""
-    if t is not None and t > T:
-        raise UsageError(f"{flag} {t}: the last step of this model is t={T}, pure noise")
+__all__ = ["Start"]
 
 
 class Start:
@@ -47,7 +41,7 @@ class Start:
         Raises UsageError if t is another than that of the noised image, or its schedule another than the model's.
         """
         if self._noised is None:
-            t = t or self._ddpm.schedule.T // 2
+            t = t or max(1, self._ddpm.schedule.T // 2)
             eps = ImageNoise(self._seed, range(n), self._ddpm.shape, "forward")()
             return t, self._ddpm.schedule.q_sample(self._x_0.expand_as(eps), from_paper(t), eps)
         if t not in (None, self._noised.t):

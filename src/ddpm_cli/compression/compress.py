@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpm_cli.compression.bits import BitReader, BitWriter
 from ddpm_cli.compression.codec import Plan, State, receive, send
-from ddpm_cli.compression.container import Container
+from ddpm_cli.compression.container import Container, header_size
 from ddpm_cli.data import images
 from ddpm_cli.device import memory_format
 from ddpm_cli.diffusion.noised_image import from_paper, to_paper
@@ -64,10 +64,7 @@ def compress(
     schedule = model.schedule
     plan = Plan(block_bits, min(steps, schedule.T), from_paper(default_t(schedule.T) if t is None else t))
     fingerprint = model.fingerprint()
-    room = None
-    if most_bytes is not None:
-        header = Container(fingerprint, plan, bytes(most_bytes)).header
-        room = 8 * max(0, most_bytes - len(header))
+    room = None if most_bytes is None else 8 * max(0, most_bytes - header_size(plan, most_bytes))
     stream = BitWriter(room)
     x_0 = _to_device(images.to_float(image)[None], model)
     total = len(plan.timesteps(schedule))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ddpm_cli.compression.codec import Plan
 from ddpm_cli.errors import DataError
 
-__all__ = ["SUFFIX", "Container"]
+__all__ = ["SUFFIX", "Container", "header_size"]
 
 SUFFIX = ".ddpm"
 
@@ -86,6 +86,12 @@ class Container:
     def is_of(self, fingerprint: str) -> bool:
         """Whether the model with this fingerprint made it."""
         return bytes.fromhex(fingerprint)[:_FINGERPRINT] == self._short
+
+
+def header_size(plan: Plan, length: int) -> int:
+    """How many bytes come before a stream of `length` bytes."""
+    empty = Container("00" * _FINGERPRINT, plan, b"")
+    return len(empty.header) - len(_number(0)) + len(_number(length))
 
 
 def _number(value: int) -> bytes:

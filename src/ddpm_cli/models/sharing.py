@@ -12,7 +12,7 @@ from ddpm_cli.diffusion.samplers import Sampling
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.rng import ImageNoise
 
-__all__ = ["above", "below", "sample_from", "state_at"]
+__all__ = ["above", "below", "evaluations_to", "sample_from", "state_at"]
 
 
 def above(sampling: Sampling, t: int) -> Sampling:
@@ -23,6 +23,12 @@ def above(sampling: Sampling, t: int) -> Sampling:
 def below(sampling: Sampling, t: int) -> Sampling:
     """The part of a plan that is left at t (in [0, T)), beginning there."""
     return replace(sampling, timesteps=[*(step for step in sampling.timesteps if step < t), t])
+
+
+def evaluations_to(sampling: Sampling, t: int) -> int:
+    """How often `state_at` evaluates the network for an image: once at t, where it stops."""
+    updates: int = sampling.settings.get("updates", 1)
+    return updates * sum(step > t for step in sampling.timesteps) + 1
 
 
 def state_at(
