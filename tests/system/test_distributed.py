@@ -32,7 +32,7 @@ def free_port() -> int:
 
 def test_two_machines_train_like_one_process(start, pair, cli, train, tmp_path):
     """Each process has half of each batch. Each machine has its own cache, and decodes the images for it."""
-    options = ("--batch-size", 32, "--steps", 20, "--lr", 1e-2, "--resume")
+    options = ("--batch-size", 32, "--steps", 20, "--lr", 1e-2, "--holdout", 0.2, "--resume")
     port = free_port()
     meeting = (
         f"--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id test --nnodes 2 --nproc-per-node 1".split()
@@ -47,6 +47,7 @@ def test_two_machines_train_like_one_process(start, pair, cli, train, tmp_path):
     together = finish(*pair(*train, "-o", "two", *options))
     assert "32 images (16 in each of 2 processes)" in together
     assert "in 2 processes" in together
+    assert re.search(r"\b4\d in .*, 0 left out, 1\d\s+held out", together)
     apart = finish(*machines)
     assert apart.count("in 2 processes") == 1
     assert len(list(tmp_path.glob("[01]/cache/packs/*/index.json"))) == 2
