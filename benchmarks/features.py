@@ -1,6 +1,7 @@
 """Small networks whose features tell how alike sets of images are, trained on the bundled examples alone.
 
-    python benchmarks/features.py [--out FOLDER]
+    python benchmarks/features.py [--out FOLDER]    # trains them
+    python benchmarks/features.py --export FOLDER   # also writes them as extractors: <example>-features.pt
 
 - digits: a classifier of the ten digits.
 - emoji, which have no labels: a network that tells the images apart, however they are shifted, turned, mirrored and
@@ -8,6 +9,8 @@
 
 Each example has a split, by the order of the names: every fifth image is held out, and the networks are trained on the
 others. Training takes about a minute on one core, and its result is kept in a file.
+
+An extractor is TorchScript, as `--features` of ddpm takes it. examples/digits-features.pt is the one of the digits.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import hashlib
 import itertools
 import math
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +111,29 @@ class Network(nn.Module):
         return hashlib.sha256(save(self.state_dict())).hexdigest()[:8]
 
 
+class Extractor(nn.Module):
+    """A network as `ddpm_cli.evaluation.extractors` takes it: pixels to features, and to logits of real labels."""
+
+    def __init__(self, network: Network, labels: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.labels = labels
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.network.features(images.to_float(pixels))
+        return (features, self.network.classes(features)) if self.labels else features
+
+
+def export(example: Example, network: Network, folder: Path) -> Path:
+    path = folder / f"{example.name}-features.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.export runs pickles when it reads a file
+        pixels = torch.zeros(2, example.channels, example.size, example.size, dtype=torch.uint8)
+        torch.jit.save(torch.jit.trace(Extractor(network, example.labels).eval(), pixels), path)  # type: ignore[no-untyped-call]
+    return path
+
+
 def open_network(example: Example, folder: Path) -> Network:
     """The network of an example from its file in a folder, where it is put if it is missing."""
     path = folder / f"features-{example.name}.safetensors"
@@ -172,11 +199,14 @@ def report(example: Example, network: Network) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("samplers"), help="where the networks are kept")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="where extractors are written")
     options = parser.parse_args()
     for example in DATA.values():
         started = time.process_time()
         network = open_network(example, options.out)
         print(f"{report(example, network)} ({time.process_time() - started:.0f} s)", flush=True)
+        if options.export:
+            print(export(example, network, options.export))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ import torch
 from diffusers import DDPMPipeline
 from torch import Tensor
 
-import distances
 from ddpm_cli.data.images import from_pil
 from ddpm_cli.models import hub
 from ddpm_cli.models.ddpm import DDPM
@@ -114,7 +113,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("samplers"), help="where the networks that judge are kept")
     options = parser.parse_args()
-    distances.check()
     run = options.runs / options.data
     print(f"{options.data}, {torch.get_num_threads()} threads, ours: {DDPM.from_pretrained(run).sampling().describe()}")
     with tempfile.TemporaryDirectory() as name:

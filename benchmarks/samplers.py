@@ -8,7 +8,7 @@
 
 Every fifth image of an example is held out. A model is trained on the others, and its samples are compared with the
 held out ones: KID for both examples, and the Fréchet distance for digits, in the features of a small network
-(features.py, distances.py). The 91 held out emoji are too few for a Fréchet distance.
+(features.py). The 91 held out emoji are too few for a Fréchet distance.
 
 Samples come in blocks, each of another seed; in a block, image i starts from the same noise with every sampler. The
 mean and the deviation of the blocks are reported. "real" is the same for blocks of training images.
@@ -35,9 +35,10 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import distances
 from ddpm_cli.data.images import to_pil
 from ddpm_cli.errors import LockedError
+from ddpm_cli.evaluation.distances import frechet, squared_mmd
+from ddpm_cli.evaluation.moments import moments
 from ddpm_cli.files import lock, write_file
 from ddpm_cli.models.ddpm import DDPM
 from features import DATA, Example, Network, open_network
@@ -142,9 +143,9 @@ class Judge:
         return self._distances(self.network.embed(samples))
 
     def _distances(self, features: Tensor) -> dict[str, float]:
-        found = {"kid": distances.kid(features, self.held), "kid to training": distances.kid(features, self.trained)}
+        found = {"kid": squared_mmd(features, self.held), "kid to training": squared_mmd(features, self.trained)}
         if self.example.labels:
-            found["frechet"] = distances.frechet(features, self.held)
+            found["frechet"] = frechet(moments(features).statistics, moments(self.held).statistics)
         return found
 
     def real(self, count: int) -> list[dict[str, float]]:
@@ -372,7 +373,6 @@ def main() -> None:
             sub.add_argument("--batch-size", type=int, default=50)
             sub.add_argument("--precision", default="auto")
     options = parser.parse_args()
-    distances.check()
     options.command(options)
 
 

@@ -51,7 +51,7 @@ class _FromDict(Protocol):
 _Config = TypeVar("_Config", bound=_FromDict)
 
 
-def write_file(path: Path, data: bytes, sync: bool = True) -> None:
+def write_file(path: Path, data: bytes | memoryview, sync: bool = True) -> None:
     """Write a file atomically: under a temporary name in the same folder, which is then renamed. Creates the folder.
 
     Links are followed, and only regular files are replaced: a link may lead to a device. sync: wait until the file is

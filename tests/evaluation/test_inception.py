@@ -63,6 +63,6 @@ def one_way(size, side):
 def test_images_are_resized_without_half_pixel_centres(height, width):
     images = torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = one_way(height, 299) @ images @ one_way(width, 299).T
-    torch.testing.assert_close(resize(images), expected, rtol=0, atol=2e-4)  # places are rounded to float32
+    torch.testing.assert_close(resize(images, 299), expected, rtol=0, atol=2e-4)  # places are rounded to float32
     if height == width == 299:
-        assert resize(images).equal(images)
+        assert resize(images, 299).equal(images)

@@ -35,6 +35,7 @@ __all__ = [
     "prune",
     "remove_all_unfinished",
     "remove_unfinished",
+    "statistics_folder",
     "unfinished_bytes",
 ]
 
@@ -52,6 +53,11 @@ def cache_folder() -> Path:
 
 def pack_folder(cache: Path, key: str) -> Path:
     return cache / "packs" / key
+
+
+def statistics_folder(cache: Path) -> Path:
+    """For the statistics of images that samples are compared with."""
+    return cache / "statistics"
 
 
 def pack_lock(cache: Path, key: str) -> Path:

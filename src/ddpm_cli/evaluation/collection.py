@@ -10,7 +10,7 @@ from ddpm_cli.config import DataConfig
 from ddpm_cli.data.npz import Npz
 from ddpm_cli.data.pack import names_in, open_pack
 from ddpm_cli.data.sources import Source, is_stream, open_sources, read_stream
-from ddpm_cli.data.survey import survey
+from ddpm_cli.data.survey import Survey, survey
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError, UsageError
 from ddpm_cli.evaluation.neighbors import Pixels
@@ -22,12 +22,13 @@ class Collection(NamedTuple):
     """Images that are read on demand.
 
     pixels: the images. names: gives the names of the images with these numbers, by number. left_out: (name, reason) of
-    files that cannot be used.
+    files that cannot be used. changes: what decoding did to them besides, for people.
     """
 
     pixels: Pixels
     names: Callable[[Iterable[int]], dict[int, str]]
     left_out: Sequence[tuple[str, str]] = ()
+    changes: Sequence[str] = ()
 
 
 def open_samples(
@@ -69,7 +70,21 @@ def open_images(
     """
     channels, size, _ = shape
     source = _open(paths, cache, progress)
-    return _decoded(source, DataConfig("", size, channels, fit, background), cache, progress)
+    changes = _changes(survey(source, progress), channels, size, fit)
+    return _decoded(source, DataConfig("", size, channels, fit, background), cache, progress)._replace(changes=changes)
+
+
+def _changes(found: Survey, channels: int, size: int, fit: str) -> list[str]:
+    """How images with these headers differ from those that are decoded from them."""
+    changes = []
+    if found.square_side != size:
+        side = f"{found.square_side}x{found.square_side}" if found.square_side else "of several sizes or not square"
+        changes.append(f"the images are {side}: resized to {size}x{size} (bicubic, {fit})")
+    if channels == 1 and found.gray < found.readable:
+        changes.append(f"{found.readable - found.gray} of {found.readable} images have colours: converted to gray")
+    if channels == 3 and found.gray:
+        changes.append(f"{found.gray} of {found.readable} images are gray: repeated to three channels")
+    return changes
 
 
 def _open(paths: Sequence[str], cache: Path, progress: OnProgress) -> Source:

@@ -47,6 +47,7 @@ class Extractor:
     """A network that turns images into features.
 
     name: for people. sha256: of the file of its weights. resize: what it does to the size of images, for people.
+    channels: of the images that it takes; None: not known.
     """
 
     def __init__(
@@ -57,19 +58,21 @@ class Extractor:
         device: torch.device,
         name: str,
         resize: str = "none before the extractor",
+        channels: int | None = None,
     ) -> None:
         self.name = name
         self.sha256 = sha256
         self.resize = resize
         self.device = device
+        self.channels = channels
         self._network = network
         self._path = path
-        self._repeated: dict[tuple[int, ...], bool] = {}
+        self._repeated: dict[tuple[int, int, int], bool] = {}
 
     def __call__(self, images: Tensor) -> Extracted:
         """images: (B, C, H, W) uint8. The result is on the CPU. Raises ModelError if it takes no such images.
 
-        One image is computed as two, since a traced network may not take one. Products are in float32, never TF32.
+        Products are in float32, never TF32.
         """
         if self.repeats((images.shape[1], images.shape[2], images.shape[3])):
             images = images.expand(-1, 3, -1, -1)
@@ -78,41 +81,48 @@ class Extractor:
     def repeats(self, shape: tuple[int, int, int]) -> bool:
         """Whether gray images of this shape (C, H, W) are repeated to three channels, since it takes no others.
 
-        Tries it on two black images, once for each shape. Raises ModelError if it takes neither.
+        If its channels are not known, it is tried on two black images, once for each shape.
         """
+        if shape[0] != 1 or self.channels is not None:
+            return shape[0] == 1 and self.channels == 3
         if shape not in self._repeated:
-            try:
-                self._run(torch.zeros(2, *shape, dtype=torch.uint8))
-                self._repeated[shape] = False
-            except ModelError:
-                if shape[0] != 1:
-                    raise
-                self._run(torch.zeros(2, 3, *shape[1:], dtype=torch.uint8))
-                self._repeated[shape] = True
+            black = torch.zeros(2, *shape, dtype=torch.uint8)
+            self._repeated[shape] = not self._takes(black) and self._takes(black.expand(-1, 3, -1, -1))
         return self._repeated[shape]
 
-    @torch.inference_mode()
+    def _takes(self, images: Tensor) -> bool:
+        with contextlib.suppress(ModelError):
+            self._results(images)
+            return True
+        return False
+
     def _run(self, images: Tensor) -> Extracted:
+        # A network that was traced for several images may not take one.
         batch = images if len(images) > 1 else images.expand(2, -1, -1, -1)
+        features, *logits = [
+            self._checked(result, len(batch))[: len(images)].float().cpu() for result in self._results(batch)
+        ]
+        if not features.isfinite().all():
+            raise ModelError(f"{self._path}: gives features that are not finite", "Its weights may be damaged.")
+        return Extracted(features, logits[0] if logits else None)
+
+    @torch.inference_mode()
+    def _results(self, images: Tensor) -> tuple[object, ...]:
+        """What the network gives: features, or features and logits. Raises ModelError if it cannot take the images."""
         cudnn = torch.backends.cudnn
         with cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False):
             try:
-                found = self._network(batch.to(self.device))
+                found = self._network(images.to(self.device))
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # code in the file can raise anything
-                _, *shape = images.shape
-                channels, height, width = shape
+                _, channels, height, width = images.shape
                 raise ModelError(
                     f"{self._path}: cannot take images of {width}x{height} pixels with {channels} channels "
                     f"({_last_line(error)})",
                     _CONTRACT,
                 ) from None
-        results = found if isinstance(found, tuple) and len(found) == 2 else (found,)
-        features, *logits = [self._checked(result, len(batch))[: len(images)].float().cpu() for result in results]
-        if not features.isfinite().all():
-            raise ModelError(f"{self._path}: gives features that are not finite", "Its weights may be damaged.")
-        return Extracted(features, logits[0] if logits else None)
+        return found if isinstance(found, tuple) and len(found) == 2 else (found,)
 
     def _checked(self, result: object, count: int) -> Tensor:
         """A result of the network. Raises ModelError unless it is a row of numbers for each of so many images."""
@@ -146,7 +156,7 @@ def open_extractor(file: str | Path | None, device: torch.device, progress: OnPr
             f"Write it with torch.jit.save. {_CONTRACT}",
         )
     network = _inception(path).to(device)
-    return Extractor(network, path, sha256, device, "Inception", f"to {SIDE}x{SIDE}, bilinear as in TensorFlow 1")
+    return Extractor(network, path, sha256, device, "Inception", f"to {SIDE}x{SIDE}, bilinear as in TensorFlow 1", 3)
 
 
 def _members(path: Path) -> list[str]:

@@ -52,7 +52,7 @@ class Inception(nn.Module):
         FID, KID, precision and recall use the features. The Inception score uses the logits, and its authors left out
         the bias.
         """
-        x = (resize(images.to(self.fc.weight.dtype)) - 128) / 128
+        x = (resize(images.to(self.fc.weight.dtype), SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, 2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -64,7 +64,7 @@ class Inception(nn.Module):
         return features, features @ self.fc.weight.T
 
 
-def resize(images: Tensor, side: int = SIDE) -> Tensor:
+def resize(images: Tensor, side: int) -> Tensor:
     """Resize as TensorFlow 1 does, bilinear without half-pixel centres: pixel i is at i * size / side of the original.
 
     images: (B, C, H, W) float. Returns (B, C, side, side). Larger images are not smoothed first. Positions are rounded

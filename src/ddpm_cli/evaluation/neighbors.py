@@ -24,6 +24,10 @@ class Pixels(Protocol):
 
     shape: tuple[int, int, int]
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all pixels, in their order."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Tensor, /) -> Tensor:

@@ -1,0 +1,306 @@
+"""Features of sets of images: computed in parts, saved, cached, and compared."""
+
+import hashlib
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_cli.data import pictures
+from ddpm_cli.data.images import decode, from_pil
+from ddpm_cli.data.npz import Npz
+from ddpm_cli.errors import DataError
+from ddpm_cli.evaluation import features, reference
+from ddpm_cli.evaluation.comparison import described, remarks, require_comparable
+from ddpm_cli.evaluation.distances import frechet, inception_score, kid, precision_recall
+from ddpm_cli.evaluation.extractors import Extractor, open_extractor
+from ddpm_cli.evaluation.features import batches_of, features_of, merged
+from ddpm_cli.evaluation.moments import Statistics
+from ddpm_cli.evaluation.reference import open_reference
+from ddpm_cli.evaluation.statistics import FeatureSet, feature_set, has_statistics, read_statistics, write_statistics
+
+CPU = torch.device("cpu")
+DIGITS = Path(__file__).parents[2] / "examples" / "digits-features.pt"
+
+
+class InMemory:
+    """Images in memory: (N, C, H, W) uint8."""
+
+    def __init__(self, images):
+        self.images, self.shape = images, tuple(images.shape[1:])
+        self.fingerprint = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        return self.images[indices]
+
+
+def random(count, shape=(3, 2, 2), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return InMemory(torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8))
+
+
+class Counted:
+    """The mean and the largest value of each channel as features, the first pixel as logits; counts the images."""
+
+    def __init__(self):
+        self.images = 0
+
+    def __call__(self, images):
+        self.images += len(images)
+        x = images.float().flatten(2)
+        return torch.cat([x.mean(2), x.amax(2)], 1), x[:, :, 0]
+
+
+def extractor(sha256="a" * 64):
+    return Extractor(Counted(), Path("counted.pt"), sha256, CPU, "counted", channels=3)
+
+
+def computed(images, rows=None, batch_size=7, **options):
+    rows = range(len(images)) if rows is None else rows
+    return features_of(extractor(), batches_of(images, rows, batch_size), rows, len(images), **options)
+
+
+def a_set(count=40, seed=0, **options):
+    images = random(count, seed=seed)
+    return feature_set(computed(images), extractor(), images.shape, "some images", images.fingerprint, **options)
+
+
+def test_parts_make_the_whole():
+    images = random(3000)
+    whole = computed(images)
+    expected = Counted()(images.images)
+    torch.testing.assert_close(whole.moments.statistics.sigma, torch.cov(expected[0].double().T))
+    assert whole.moments.count == 3000
+    assert whole.kept.equal(expected[0])
+    assert whole.logits.equal(expected[1])
+    parts = merged(computed(images, rows) for rows in (range(1100), range(1100, 1100), range(1100, 3000)))
+    assert parts.kept.equal(whole.kept)
+    assert parts.logits.equal(whole.logits)
+    torch.testing.assert_close(parts.moments.scatter, whole.moments.scatter, rtol=1e-12, atol=1e-6)
+
+
+def test_a_limited_number_of_features_is_kept(monkeypatch):
+    monkeypatch.setattr(features, "KEPT", 10)
+    images = random(37)
+    whole = computed(images)
+    parts = merged(computed(images, rows) for rows in (range(20), range(20, 37)))
+    assert len(whole.kept) == len(whole.logits) == 10
+    assert parts.kept.equal(whole.kept)
+    assert whole.moments.count == 37
+    all_of_them = Counted()(images.images)[0]
+    places = [(all_of_them == row).all(1).nonzero().item() for row in whole.kept]
+    assert max(b - a for a, b in itertools.pairwise(places)) <= 4  # evenly spread
+
+
+def test_progress_and_a_wrong_number_of_images():
+    seen = []
+    computed(random(16), progress=lambda *now: seen.append(now))
+    assert seen == [("extracting features", done, 16) for done in (7, 14, 16)]
+    with pytest.raises(ValueError, match="15 images, not 16"):
+        features_of(extractor(), [random(15).images], range(16), 16)
+    with pytest.raises(ValueError, match="no features"):
+        merged([])
+
+
+def test_one_image_has_no_statistics():
+    with pytest.raises(DataError, match="some images: one image"):
+        a_set(1)
+
+
+def test_statistics_are_written_and_read(tmp_path):
+    found = a_set(mirrored=3)
+    path = tmp_path / "new" / "real.npz"
+    write_statistics(path, found)
+    again = read_statistics(path)
+    assert again.statistics.mu.equal(found.statistics.mu)
+    assert again.statistics.sigma.equal(found.statistics.sigma)
+    assert again.statistics.count == 40
+    assert again.features.equal(found.features)
+    assert (again.origin, again.name, again.logits) == (found.origin, str(path), None)
+    assert frechet(found.statistics, again.statistics) < 1e-6
+    write_statistics(path, found, with_features=False)
+    assert read_statistics(path).features is None
+    with np.load(path) as field:  # as others read it
+        assert np.array_equal(field["mu"], found.statistics.mu.numpy())
+    with pytest.raises(ValueError, match="not known"):
+        write_statistics(path, replace(found, origin=None))
+
+
+@pytest.mark.parametrize("extra", [{}, {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.zeros(3)}])
+def test_statistics_of_other_projects(extra):
+    np.savez("field.npz", mu=np.arange(4.0), sigma=np.eye(4, dtype=np.float32), **extra)
+    found = read_statistics(Path("field.npz"))
+    assert (found.statistics.mu.tolist(), found.statistics.count) == ([0, 1, 2, 3], None)
+    assert (found.features, found.origin) == (None, None)
+    assert has_statistics(Path("field.npz"))
+    if extra:
+        assert len(Npz(Path("field.npz"), Path("cache"))) == 2
+
+
+def test_files_without_statistics():
+    np.savez("images.npz", np.zeros((2, 4, 4, 3), np.uint8))
+    Path("text.npz").write_text("?")
+    for path in ("images.npz", "text.npz", "none.npz", "."):
+        assert not has_statistics(Path(path))
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("evil"),)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"mu": np.zeros(4)}, "has no sigma"),
+        ({"arr_0": np.zeros(4)}, "has no mu"),
+        ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"mu is \(4,\) and sigma is \(3, 3\)"),
+        ({"mu": np.zeros((2, 2)), "sigma": np.eye(4)}, r"mu is \(2, 2\)"),
+        ({"mu": np.zeros(0), "sigma": np.eye(0)}, r"mu is \(0,\)"),
+        ({"mu": np.zeros(4, int), "sigma": np.eye(4)}, "mu is int64, not floating point"),
+        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu holds values that are not finite"),
+        ({"mu": np.zeros(4), "sigma": np.tri(4)}, "sigma is not a covariance"),
+        ({"mu": np.zeros(4), "sigma": -np.eye(4)}, "sigma is not a covariance"),
+        ({"mu": np.array([Evil()] * 4), "sigma": np.eye(4)}, "allow_pickle"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "ddpm": np.array("[]")}, "not a JSON object"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "ddpm": np.array("{}")}, "setting 'count' is missing"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "ddpm": np.array('{"count": 0, "origin": 1}')}, "count=0"),
+    ],
+)
+def test_damaged_statistics_are_named(arrays, reason):
+    np.savez("bad.npz", **arrays)
+    with pytest.raises(DataError, match=rf"^bad\.npz: .*{reason}"):
+        read_statistics(Path("bad.npz"))
+    assert not Path("evil").exists()
+
+
+def test_files_that_are_no_statistics():
+    Path("text.npz").write_text("?")
+    np.save("array.npy", np.zeros(3))
+    write_statistics(Path("cut.npz"), a_set())
+    Path("cut.npz").write_bytes(Path("cut.npz").read_bytes()[:-300])
+    for name in ("text.npz", "array.npy", "cut.npz", "none.npz", "."):
+        with pytest.raises(DataError) as caught:
+            read_statistics(Path(name))
+        assert caught.value.message.startswith(f"{name}: ")
+
+
+def test_a_reference_is_computed_once():
+    images, cache = random(40), Path("cache")
+    first = extractor()
+    found = open_reference(images, "real", first, cache, batch_size=9)
+    torch.testing.assert_close(found.statistics.mu, Counted()(images.images)[0].double().mean(0))
+    assert first._network.images == 40
+    moved = open_reference(images, "moved", first, cache)
+    assert first._network.images == 40
+    assert (moved.name, moved.statistics.mu.tolist()) == ("moved", found.statistics.mu.tolist())
+    assert moved.features.equal(found.features)
+    for other_images, other in ((random(40, seed=1), first), (images, extractor("b" * 64))):
+        before = other._network.images
+        open_reference(other_images, "other", other, cache)
+        assert other._network.images == before + 40
+    assert len(list((cache / "statistics").iterdir())) == 3
+
+
+def test_a_damaged_reference_in_the_cache_is_computed_again():
+    images, cache = random(40), Path("cache")
+    found = open_reference(images, "real", extractor(), cache)
+    (path,) = (cache / "statistics").iterdir()
+    path.write_bytes(path.read_bytes()[:999])
+    again = open_reference(images, "real", extractor(), cache)
+    assert again.statistics.mu.equal(found.statistics.mu)
+    assert read_statistics(path).statistics.count == 40
+
+
+def test_mirrored_references_are_noticed():
+    images = random(30).images
+    symmetric = torch.cat([images[:5], images[:5].flip(3)], 3)  # its own mirror image
+    plain = InMemory(torch.cat([images, images[:3]]))
+    mirrored = InMemory(torch.cat([images, images[:20].flip(3)]))
+    for found, expected in ((plain, 0), (mirrored, 40), (InMemory(symmetric), 0)):
+        hashes = torch.cat([reference._hashes(batch) for batch in batches_of(found, range(len(found)), 8)])
+        assert reference.mirrored_images(hashes) == expected
+    cached = [open_reference(mirrored, "real", extractor(), Path("cache")) for _ in range(2)]
+    assert [found.origin.mirrored for found in cached] == [40, 40]
+    assert "40 reference images are mirror images of others" in " ".join(remarks(a_set(), cached[1]))
+
+
+def test_the_pixels_of_an_npz_file_have_a_hash():
+    for name, images in (("a", random(5).images), ("b", random(5).images), ("c", random(5, seed=1).images)):
+        Path(f"{name}.npz").write_bytes(pictures.npz_bytes([images], 5))
+    a, b, c = (Npz(Path(f"{name}.npz"), Path("cache")).fingerprint for name in "abc")
+    assert (a == b, a == c, len(a)) == (True, False, 64)
+
+
+def test_sets_that_cannot_be_compared():
+    samples = a_set()
+    unlike = replace(samples, name="real.npz")
+    require_comparable(samples, unlike)
+    for other, reason in (
+        (replace(unlike, statistics=replace(unlike.statistics, count=10)), "real.npz: 10 images are too few"),
+        (
+            replace(unlike, origin=replace(samples.origin, sha256="b" * 64)),
+            "real.npz: was computed by counted .bbbbbbbb",
+        ),
+        (
+            replace(unlike, origin=replace(samples.origin, shape=(3, 4, 4))),
+            "real.npz: is of RGB 4x4 images, .* RGB 2x2",
+        ),
+        (replace(unlike, origin=replace(samples.origin, shape=(1, 2, 2))), "real.npz: is of gray 2x2 images"),
+        (
+            FeatureSet("real.npz", Statistics(torch.zeros(9), torch.eye(9)), None),
+            "real.npz: has 9 features, .* gives 6",
+        ),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            require_comparable(samples, other)
+        assert caught.value.hint
+    with pytest.raises(DataError, match="some images: 12 images are too few"):
+        require_comparable(a_set(12), unlike)
+
+
+def test_remarks_name_what_is_unusual():
+    samples = a_set()
+    assert [note.partition(":")[0] for note in remarks(samples, samples)] == [
+        "few samples (40)",
+        "few reference images (40)",
+    ]
+    many = replace(samples, statistics=replace(samples.statistics, count=50_000))
+    assert not list(remarks(many, many))
+    fewer = replace(many, statistics=replace(samples.statistics, count=6))
+    assert "few samples (6 for 6 features)" in next(remarks(fewer, many))
+    field = FeatureSet("field.npz", samples.statistics, None)
+    gray = replace(many, origin=replace(samples.origin, repeated=True))
+    text = "\n".join(remarks(gray, field))
+    for words in ("field.npz does not say which network", "gray images are repeated", "field.npz has no features"):
+        assert words in text
+
+
+def test_numbers_are_described():
+    found = described(a_set(40), replace(a_set(60, seed=1), name="real"))
+    assert (found["samples"], found["reference_images"], found["reference"]) == (40, 60, "real")
+    assert (found["extractor"], found["extractor_sha256"]) == ("counted", "a" * 64)
+    assert found["reference_fingerprint"] == random(60, seed=1).fingerprint
+    assert (
+        described(a_set(), FeatureSet("x", Statistics(torch.zeros(6), torch.eye(6)), None))["reference_images"] is None
+    )
+
+
+def test_real_digits_are_nearer_to_digits_than_their_negatives_are(digits):
+    """The bundled extractor, from files to distances."""
+    images = torch.stack([from_pil(decode(file, file.name, 1)) for file in sorted(digits.rglob("*.png"))])
+    judge = open_extractor(DIGITS, CPU)
+    even, odd, negative = (
+        features_of(judge, [part], range(len(part)), len(part)) for part in (images[::2], images[1::2], 255 - images)
+    )
+    near, far = (frechet(even.moments.statistics, found.moments.statistics) for found in (odd, negative))
+    assert far > 3 * near
+    assert kid(even.kept, odd.kept).mean < 0.1 * kid(even.kept, negative.kept).mean
+    assert precision_recall(even.kept, negative.kept) == (0, 0)
+    assert inception_score(even.logits, splits=1).mean > 5
