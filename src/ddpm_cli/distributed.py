@@ -119,6 +119,11 @@ class World:
             raise error
         raise ElsewhereError(exit_code)
 
+    def first_on_main(self, work: Callable[[], _Result]) -> _Result:
+        """Run `work` on rank 0, and then on the others, which may find in a cache what rank 0 has put there."""
+        found = self.on_all(lambda: [work()] if self.is_main else [])
+        return self.on_all(lambda: found[0] if self.is_main else work())
+
     def reported_once(self, error: DDPMError) -> DDPMError:
         """The exception to raise if all ranks fail with the same error: only rank 0 reports it."""
         return error if self.is_main else ElsewhereError(error.exit_code)

@@ -15,6 +15,7 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.evaluation.bound import Bound, charts, measure, merge
 from ddpm_cli.evaluation.term_sampling import chances
+from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.nn.unet import UNet
 
 VARIANCE = 0.25
@@ -195,7 +196,7 @@ def test_the_parts_sum_to_the_whole(measured):
     spread = sum((value - bound.total) ** 2 for value in bound.each.tolist()) / 7
     assert bound.interval == pytest.approx([bound.total + z * math.sqrt(spread / 8) for z in (-1.96, 1.96)])
     assert json.loads(json.dumps([summary, rows])) == [summary, rows]
-    assert draw(charts(bound), "the bound").size == (1280, 36 + 360)
+    assert draw(charts({"train": bound}), "the bound").size == (1280, 36 + 360)
 
 
 def test_one_image_has_no_interval(measured):
@@ -304,7 +305,7 @@ def test_a_step_that_no_image_has_is_missing_in_the_rows():
     missing = [row for row in found.rows() if not row["images"]]
     assert len(missing) >= 91
     assert all(row["bits"] is row["rmse"] is None for row in missing)
-    assert draw(charts(found), "few").size[0] == 1280
+    assert draw(charts({"train": found}), "few").size[0] == 1280
 
 
 def test_the_command(cli, small_model, color_model, digits, photo):
@@ -330,3 +331,20 @@ def test_images_that_cannot_be_used_are_named(cli, small_model, digits, tmp_path
     (tmp_path / "mixed" / "b.png").write_bytes(next(digits.rglob("*.png")).read_bytes())
     code, _, err = cli("rate-distortion", "mixed", "-m", small_model, "-o", "rd.png")
     assert (code, "left out 1 images that cannot be used, for example a.png: not an image" in err) == (0, True)
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_one_thread_measures_what_two_do(quick_model, k):
+    """With one thread, a model evaluates its images in pairs, each with its own t."""
+    model = DDPM.from_pretrained(quick_model, precision="fp32")
+    x_0 = torch.linspace(-1, 1, 5 * 64).view(5, 1, 8, 8)
+    share = None if k is None else chances(torch.ones(4, dtype=torch.float64), k)
+    totals = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            totals.append(merge(measure(model.denoiser, x_0, range(5), chances=share)).each)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=0)

@@ -31,6 +31,7 @@ COMMANDS = {
     "compress": "compress",
     "decompress": "decompress",
     "rate-distortion": "rate_distortion",
+    "eval": "eval",
     "info": "info",
     "push": "push",
     "plot": "plot",
@@ -178,4 +179,5 @@ _MEMORY_HINTS: dict[str | None, str] = {
     "compress": "Use another --device, or a smaller model.",
     "decompress": "Use another --device, or a smaller model.",
     "rate-distortion": "Use a smaller --batch-size.",
+    "eval": "Use a smaller --batch-size.",
 }

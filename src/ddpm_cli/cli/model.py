@@ -15,31 +15,40 @@ if TYPE_CHECKING:
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["check_t", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
+__all__ = ["check_t", "find_model", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
 
 _LEVELS = 30  # measured in docs/samplers.md: 40 are enough, 20 are poor and 10 give noise
 
 
-def open_model(
-    console: Console, address: str | None, device: str, precision: str, weights: str, world: World | None = None
-) -> DDPM:
-    """Find and load a model, and print a note with its name and device.
-
-    world: the processes that need it. All of them get the model that the main process finds.
-    """
-    from ddpm_cli.device import describe
+def find_model(console: Console, address: str | None, weights: str, world: World | None = None) -> Located:
+    """Find a model. world: the processes that need it. All of them get what the main process finds."""
     from ddpm_cli.distributed import World
     from ddpm_cli.models import hub
-    from ddpm_cli.models.ddpm import DDPM
-
-    world = world or World()
 
     def find() -> Located:
         if weights not in ("ema", "raw"):
             raise UsageError(f"--weights {weights} is neither ema nor raw")
         return hub.resolve(address, quiet=not console.live)
 
-    located = world.on_main(find)
+    return (world or World()).on_main(find)
+
+
+def open_model(
+    console: Console,
+    address: str | Located | None,
+    device: str,
+    precision: str,
+    weights: str,
+    world: World | None = None,
+) -> DDPM:
+    """Find and load a model, and print a note with its name and device. address: may be what `find_model` found."""
+    from ddpm_cli.device import describe
+    from ddpm_cli.distributed import World
+    from ddpm_cli.models import hub
+    from ddpm_cli.models.ddpm import DDPM
+
+    world = world or World()
+    located = address if isinstance(address, hub.Located) else find_model(console, address, weights, world)
 
     def load() -> DDPM:
         # A process on another machine has its own cache of the Hub.

@@ -66,8 +66,9 @@ def sample(
 
     Image number i of a seed is always the same, whatever --n and --batch-size are.
     """
+    from ddpm_cli.cli.drawing import draw_into
     from ddpm_cli.distributed import process_group
-    from ddpm_cli.models.sample_folder import RECORD, made_with, opened
+    from ddpm_cli.models.sample_folder import RECORD
 
     with ExitStack() as held, process_group() as world:
         console = Console("sample", as_json, quiet or not world.is_main)
@@ -84,50 +85,38 @@ def sample(
         sampling = world.on_main(lambda: pick_sampling(ddpm, sampler, steps, **own))
         note_sampling(console, ddpm, sampling)
 
-        def todo() -> list[int]:
-            if not target.path or not target.folder:
-                return list(range(n))
-            record = made_with(ddpm, sampling, seed)
-            missing = held.enter_context(opened(target.path, n, record, force, console.warn))
-            if len(missing) < n:
-                console.note(f"{n - len(missing)} of {n} images exist already")
-            return missing
-
-        left = world.on_main(todo)
-        rows = world.rows(len(left))
-        mine = left[rows.start : rows.stop]
         started = time.perf_counter()
-        done = 0
-        with console.bar("sampling, images x evaluations", len(left) * sampling.evaluations) as update:
+        data, drawn = None, n
+        if target.folder:
+            assert target.path is not None
+            drawn = draw_into(
+                console, world, held, ddpm, sampling, target.path, n, seed=seed, batch_size=batch_size, force=force
+            )
+        else:
+            done = 0
+            with console.bar("sampling, images x evaluations", n * sampling.evaluations) as update:
 
-            def progress(count: int) -> None:
-                nonlocal done
-                done += count * world.size  # the other processes have done about as much
-                update(done)
+                def progress(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    update(done)
 
-            batches = ddpm.sample_batches(mine, sampling, seed, batch_size, progress)
-            data = _draw(target, mine, batches)
-        world.barrier()
+                data = _file(target, n, ddpm.sample_batches(range(n), sampling, seed, batch_size, progress))
         seconds = round(time.perf_counter() - started, 3)
         fields = {"n": n, "seed": seed, **sampling.facts(), "evaluations": sampling.evaluations, "seconds": seconds}
-        console.note(f"sampled {len(left)} images in {seconds:.1f} s")
+        console.note(f"sampled {drawn} images in {seconds:.1f} s")
         if data is not None:
             deliver(target, data, console, **fields)
         elif world.is_main:
-            console.result(str(target.path), output=str(target.path), drawn=len(left), **fields)
+            console.result(str(target.path), output=str(target.path), drawn=drawn, **fields)
 
 
-def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> bytes | None:
-    """Sample the images into a folder, or into the bytes of a file."""
+def _file(target: Target, n: int, batches: Iterator[Tensor]) -> bytes:
+    """Sample n images into the bytes of a file."""
     from ddpm_cli.data import pictures
-    from ddpm_cli.models.sample_folder import fill
 
-    if target.folder:
-        assert target.path is not None
-        fill(target.path, numbers, batches)
-        return None
     if target.suffix == ".npz":
-        return pictures.npz_bytes(batches, len(numbers))
+        return pictures.npz_bytes(batches, n)
     import torch
 
     return pictures.picture_bytes(pictures.grid(torch.cat(list(batches))), target.suffix)

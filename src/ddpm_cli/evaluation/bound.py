@@ -10,7 +10,7 @@ Noise belongs to the image, so the result does not depend on batches or processe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,11 +252,16 @@ def merge(parts: Iterable[Bound]) -> Bound:
     )
 
 
-def charts(bound: Bound) -> list[Chart]:
-    """Pictures of the result: the terms, and the rate, over the paper's t; see `data.plots.draw`."""
-    depths = bound.depths()
-    times = [to_paper(depth.t) for depth in depths]
+def charts(found: Mapping[str, Bound]) -> list[Chart]:
+    """Pictures of the bounds of sets of images, by their names, under one model: the terms, and the rate, over the
+    paper's t; see `data.plots.draw`."""
+    rows = {name: bound.rows() for name, bound in found.items()}
+    steps = [float(row["t"]) for row in next(iter(rows.values())) if row["t"] is not None]
+
+    def curves(key: str) -> dict[str, list[float | None]]:
+        return {name: [row[key] for row in some] for name, some in rows.items()}
+
     return [
-        Chart("the term of each t (bits/dim)", times, {"bits": [depth.term for depth in depths]}, log=True),
-        Chart("rate up to each t (bits/dim)", times, {"rate": [depth.rate for depth in depths]}),
+        Chart("the term of each t (bits/dim)", steps, curves("bits"), log=True),
+        Chart("rate up to each t (bits/dim)", steps, curves("rate")),
     ]

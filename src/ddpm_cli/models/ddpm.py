@@ -98,7 +98,8 @@ class DDPM:
         if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
             # With one thread, oneDNN chooses its kernels for convolutions by batch size. So use batches of two. (Where
             # bf16 is fast, that takes more than twice the time.)
-            return torch.cat([self._network(pair, t) for pair in torch.split(x_t, 2)])
+            times = torch.split(t.expand(len(x_t)), 2) if len(t) > 1 else [t] * len(x_t)
+            return torch.cat([self._network(pair, at) for pair, at in zip(torch.split(x_t, 2), times, strict=False)])
         if len(x_t) == 1 and x_t.device.type == "cpu":
             # A batch of one uses other kernels, which round differently. So use a batch of two, which takes less than
             # twice the time.

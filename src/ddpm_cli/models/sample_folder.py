@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddpm_cli.config import shown
@@ -15,10 +17,10 @@ from ddpm_cli.data import images, pictures
 from ddpm_cli.diffusion.samplers import Sampling
 from ddpm_cli.distributed import restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError
-from ddpm_cli.files import LOCK, json_bytes, lock, read_json, remove_partials, write_file
+from ddpm_cli.files import LOCK, json_bytes, lock, read_bytes, read_json, remove_partials, write_file
 from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["RECORD", "fill", "image_name", "made_with", "opened"]
+__all__ = ["RECORD", "Drawn", "fill", "image_name", "made_with", "opened"]
 
 RECORD = "samples.json"  # the model and the settings of the images
 
@@ -40,6 +42,33 @@ def fill(folder: Path, numbers: Sequence[int], batches: Iterable[Tensor]) -> Non
     for batch in batches:
         for image, i in zip(batch, rest, strict=False):  # in this order: at the end of a batch, zip takes no number
             write_file(folder / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
+
+
+class Drawn:
+    """Images 0..n-1 of a folder that is filled, read on demand. shape: (C, H, W) of each."""
+
+    def __init__(self, folder: Path, n: int, shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.shape = shape
+        self._count = n
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the images depend on, besides their numbers."""
+        return hashlib.sha256(read_bytes(self.folder / RECORD)).hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Gather images. indices: (B,) int64 in [0, len). Returns (B, C, H, W) uint8. Raises DataError."""
+        return torch.stack([self._image(self.folder / image_name(i)) for i in indices.tolist()])
+
+    def _image(self, path: Path) -> Tensor:
+        image = images.from_pil(images.decode(path, str(path), self.shape[0]))
+        if image.shape != self.shape:
+            raise DataError(f"{path}: is not an image of this model", "Remove it, and it is drawn again.")
+        return image
 
 
 @contextmanager

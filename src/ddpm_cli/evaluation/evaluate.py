@@ -1,0 +1,155 @@
+"""What `ddpm eval` measures: the bound of a model on images, and the distance of samples from images.
+
+Work is kept in a folder, so it goes on after it was stopped, and the processes of torchrun share it. Results are those
+of `models.results`. Every rank must call these functions; only rank 0 gets something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ddpm_cli.data.work import OnProgress, silent
+from ddpm_cli.distributed import World
+from ddpm_cli.evaluation.bound import Bound, measure, merge
+from ddpm_cli.evaluation.comparison import described
+from ddpm_cli.evaluation.distances import frechet, inception_score, kid, precision_recall
+from ddpm_cli.evaluation.extractors import Extractor
+from ddpm_cli.evaluation.features import Features
+from ddpm_cli.evaluation.moments import moments
+from ddpm_cli.evaluation.neighbors import Pixels
+from ddpm_cli.evaluation.parts import Part, complete, together
+from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
+from ddpm_cli.evaluation.term_sampling import chances, term_sizes
+from ddpm_cli.models.ddpm import DDPM
+
+__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly"]
+
+_PILOT = 8  # images that decide which terms are computed
+_VERSION = 1  # of what is kept in the folder
+
+
+class Images(NamedTuple):
+    """Images that something is measured on. name: for people, such as train or the name of a folder."""
+
+    name: str
+    pixels: Pixels
+
+
+def spread_evenly(n: int, total: int) -> Sequence[int]:
+    """The numbers of n of so many images, ascending; all of them if there are no more than n."""
+    return range(total) if n >= total else [i * total // n for i in range(n)]
+
+
+def bound_of(
+    model: DDPM,
+    images: Images,
+    folder: Path,
+    n: int,
+    terms: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    world: World | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Bound | None:
+    """The variational bound (Eq. 5) of at most n of the images, evenly spread over them. None on all ranks but 0.
+
+    terms: how many of the T terms are computed for each image, see `term_sampling`; None for all. folder: where parts
+    are kept. progress: called with the number of images times terms that this process has done.
+    """
+    world = world or World()
+    numbers = spread_evenly(n, len(images.pixels))
+    denoiser, T = model.denoiser, model.schedule.T
+    share = None
+    if terms is not None and terms < T:
+        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
+        share = world.on_main(lambda: chances(term_sizes(denoiser, pilot.to(model.device), seed), terms))
+    precision = str(model.unet.conv_in.weight.dtype)
+    what = (model.fingerprint(), precision, images.pixels.fingerprint, seed, share if share is None else share.tolist())
+
+    def work(left: Sequence[int]) -> Iterator[Part]:
+        parts = measure(denoiser, images.pixels, left, model.device, seed, batch_size, share, progress)
+        return (dict(vars(part)) for part in parts)
+
+    parts = complete(folder / "bound" / _key(*what), numbers, work, world)
+    return merge(Bound(**part) for part in parts) if parts else None
+
+
+def bound_result(bound: Bound, name: str, T: int) -> dict[str, Any]:
+    """The result of a bound on the images of this name. T: the steps of the model."""
+    found = bound.summary()
+    low, high = bound.interval or (bound.total, bound.total)
+    count = f"all {T} terms" if found["terms"] == T else f"{found['terms']} of {T} terms"
+    how = (
+        f"{count} of {len(bound)} image{'s' if len(bound) > 1 else ''}, "
+        f"95 % interval {low:.4f} to {high:.4f}: L_T {found['prior']:.5f} + L_1..T-1 "
+        f"{bound.rate - found['prior']:.4f} + L_0 {bound.distortion:.4f}; RMSE {bound.rmse:.2f} of 255"
+    )
+    values = {"value": bound.total, "error": bound.standard_error, "how": how}
+    return {"metric": "bits_per_dim", "set": name, **values, **found}
+
+
+def features_in_parts(
+    extractor: Extractor,
+    images: Images,
+    n: int,
+    folder: Path,
+    batch_size: int = 64,
+    world: World | None = None,
+    progress: OnProgress = silent,
+) -> FeatureSet | None:
+    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0."""
+    done = 0
+
+    def work(left: Sequence[int]) -> Iterator[Part]:
+        nonlocal done
+        for numbers in torch.split(torch.tensor(list(left), dtype=torch.int64), batch_size):
+            found = extractor(images.pixels[numbers])
+            done += len(numbers)
+            progress("extracting features", done, len(left))
+            logits = {} if found.logits is None else {"logits": found.logits}
+            yield {"numbers": numbers, "features": found.features, **logits}
+
+    place = folder / "features" / _key(images.pixels.fingerprint, images.pixels.shape, extractor.sha256)
+    parts = complete(place, range(n), work, world)
+    if not parts:
+        return None
+    features = together(parts, "features")
+    logits = together(parts, "logits") if "logits" in parts[0] else None
+    return feature_set(Features(moments(features), features, logits), extractor, images.pixels.shape, images.name)
+
+
+def compared(
+    metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet, how: str, progress: OnProgress = silent
+) -> list[dict[str, Any]]:
+    """The results of fid, kid, is and pr, as far as the features allow.
+
+    how: the samples and the reference, in words.
+    """
+    origin = samples.origin
+    inception = origin is not None and origin.extractor == "Inception"
+    shared = {"set": Path(reference.name).name, "how": how, **described(samples, reference)}
+    found: list[dict[str, Any]] = []
+    if "fid" in metrics:
+        value = frechet(samples.statistics, reference.statistics)
+        found.append({"metric": "fid" if inception else "frechet", "value": value})
+    if samples.features is not None and reference.features is not None:
+        if "kid" in metrics:
+            distance = kid(samples.features, reference.features)
+            found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
+        if "pr" in metrics:
+            both = precision_recall(reference.features, samples.features, progress=progress)
+            found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
+    if "is" in metrics and samples.logits is not None:
+        score = inception_score(samples.logits)
+        found.append({"metric": "inception_score", "value": score.mean, "deviation": score.deviation})
+    return [one | shared for one in found]
+
+
+def _key(*what: object) -> str:
+    return hashlib.sha256(json.dumps([_VERSION, *what]).encode()).hexdigest()[:16]

@@ -1,0 +1,228 @@
+"""`ddpm eval`: what it measures, keeps, says and refuses."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import picture, train_once, write_model
+from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.models.results import RESULTS
+from processes import wait_until
+
+
+class Pooled(torch.nn.Module):
+    """Features and classes of an image: means of its quarters, of any number of channels."""
+
+    def forward(self, x):
+        means = torch.nn.functional.adaptive_avg_pool2d(x.float().mean(1, keepdim=True), 2).flatten(1)
+        return means, means / 32
+
+
+@pytest.fixture(scope="session")
+def extractor(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("extractors") / "pooled.pt"
+    torch.jit.save(torch.jit.script(Pooled()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def held_run(digits, quick_model, tmp_path_factory) -> Path:
+    """A run that holds out some of the digits. Its model has four steps. Tests copy it."""
+    options = ("--from", quick_model, "--precision", "fp32", "--holdout", 0.3)
+    return train_once(tmp_path_factory.mktemp("runs") / "held", digits, *options)
+
+
+@pytest.fixture
+def run(held_run) -> Path:
+    return Path(shutil.copytree(held_run, "run"))
+
+
+@pytest.fixture
+def evaluate(cli):
+    """Run `ddpm eval`, and return its results by metric and images, and its notes."""
+
+    def call(*args: object):
+        code, out, err = cli("eval", *args, "--json")
+        assert code == 0, err
+        results = json.loads(out)["results"]
+        return {(result["metric"], result["set"]): result for result in results}, err
+
+    return call
+
+
+def test_a_run_is_measured_on_its_own_images(evaluate, run, extractor):
+    """Bits/dim on the images that it was trained on and on those held out; distances from the former."""
+    found, err = evaluate(run, "--features", extractor, "-n", 40, "--terms", 3)
+    folder = run / "eval" / "step-00000004"
+    assert found.keys() == {
+        ("bits_per_dim", "train"),
+        ("bits_per_dim", "held-out"),
+        ("frechet", "train"),
+        ("kid", "train"),
+        ("precision", "train"),
+        ("recall", "train"),
+        ("inception_score", "train"),
+    }
+    train, held = found["bits_per_dim", "train"], found["bits_per_dim", "held-out"]
+    assert train["images"] == 40
+    assert 2 <= held["images"] < 30
+    assert train["terms"] == 3
+    assert train["prior"] + train["rate"] - train["prior"] + train["distortion"] == pytest.approx(train["value"])
+    assert "3 of 4 terms of 40 images" in train["how"]
+    assert "40 samples (ddpm, 4 uniform steps" in found["frechet", "train"]["how"]
+    assert "few samples (40)" in err
+    assert json.loads((folder / RESULTS).read_text())["results"] == list(found.values())
+    rows = list(csv.DictReader((folder / "bound.csv").read_text().splitlines()))
+    assert {row["set"] for row in rows} == {"train", "held-out"}
+    assert [int(row["t"]) for row in rows] == [4, 3, 2, 1] * 2
+    assert picture(folder / "bound.png").width == 1280
+    assert len(list((folder / "samples").glob("*.png"))) == 40
+
+
+def test_results_of_several_calls_are_kept_together(evaluate, run, extractor, cli):
+    evaluate(run, "--metrics", "bpd", "-n", 2)
+    _, err = evaluate(run, "--metrics", "fid", "-n", 33, "--features", extractor)
+    values = json.loads((run / "eval" / "step-00000004" / RESULTS).read_text())
+    assert [result["metric"] for result in values["results"]] == ["bits_per_dim", "bits_per_dim", "frechet"]
+    assert "exist already" not in err
+    _, err = evaluate(run, "--metrics", "kid", "-n", 35, "--features", extractor)
+    assert "33 of 35 images exist already" in err
+    code, out, _ = cli("eval", run, "--metrics", "kid", "-n", 35, "--features", extractor, "-q")
+    assert (code, out.split()[:2]) == (0, ["KID", "x"])
+
+
+def test_an_evaluation_that_was_killed_continues(evaluate, start, run, extractor):
+    """The parts of the bound and the samples that exist are used, and the results are those of one call."""
+    options = ("--features", extractor, "-n", 40, "--batch-size", 1)
+    shutil.copytree(run, "other")
+    process = start("eval", "other", *options, "-q")
+    folder = Path("other/eval/step-00000004")
+    wait_until(lambda: len(list(folder.glob("bound/*/*.safetensors"))) > 3, process)
+    process.kill()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("bound/*/*.safetensors")}
+    process = start("eval", "other", *options, "-q")
+    wait_until(lambda: len(list(folder.glob("samples/*.png"))) > 3, process)
+    process.kill()
+    again, err = evaluate("other", *options)
+    assert all(path.stat().st_mtime_ns == before[path] for path in before)
+    assert "of 40 images exist already" in err
+    assert again == evaluate(run, *options)[0]
+
+
+def test_two_processes_measure_what_one_does(evaluate, pair, run, extractor):
+    options = ("--features", extractor, "-n", 33, "--terms", 3, "--batch-size", 4, "--precision", "fp32")
+    shutil.copytree(run, "other")
+    first, second = pair("eval", "other", *options, "--json")
+    assert first.wait() == second.wait() == 0, first.err + second.err
+    assert (second.out, second.err) == (b"", "")
+    one, _ = evaluate(run, *options)
+    for result in json.loads(first.out)["results"]:
+        expected = one[result["metric"], result["set"]]
+        assert result["value"] == pytest.approx(expected["value"], rel=1e-5), result["metric"]
+        assert result["how"].partition("95 %")[0] == expected["how"].partition("95 %")[0]
+
+
+def test_images_are_evaluated_without_a_model(evaluate, cli, small_model, digits, extractor):
+    """A folder and an .npz file of the same samples have the same distances; of themselves, 0 and 1."""
+    for output in ("samples/", "samples.npz"):
+        assert cli("sample", "-m", small_model, "-n", 40, "-o", output, "--steps", 2, "-q")[0] == 0
+    common = ("--features", extractor, "--data")
+    folder, err = evaluate("--samples", "samples", *common, digits)
+    array, _ = evaluate("--samples", "samples.npz", *common, digits)
+    assert {key: result["value"] for key, result in folder.items()} == {
+        key: result["value"] for key, result in array.items()
+    }
+    assert "digits: the images are 28x28: resized to 8x8 (bicubic, crop)" in err
+    same, err = evaluate("--samples", "samples", *common, "samples.npz", "--metrics", "fid,pr")
+    assert [result["value"] for result in same.values()] == [pytest.approx(0, abs=1e-6), 1, 1]
+
+
+def test_statistics_are_saved_and_compared_with(evaluate, cli, small_model, digits, extractor):
+    options = ("--samples", "samples.npz", "--features", extractor, "--data")
+    assert cli("sample", "-m", small_model, "-n", 40, "-o", "samples.npz", "--steps", 2, "-q")[0] == 0
+    images, _ = evaluate(*options, digits, "--save-statistics", "digits.npz")
+    saved, _ = evaluate(*options, "digits.npz")
+    assert [r["value"] for r in saved.values()] == [r["value"] for r in images.values()]
+    with np.load("digits.npz") as arrays:
+        np.savez("field.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    field, err = evaluate(*options, "field.npz")
+    assert field["frechet", "field.npz"]["value"] == images["frechet", "digits"]["value"]
+    assert field.keys() == {("frechet", "field.npz"), ("inception_score", "field.npz")}
+    assert "field.npz does not say which network, images and resize it is from" in err
+    assert "has no features, so there is no KID" in err
+
+
+def test_odd_references_are_named(evaluate, cli, color_model, small_model, digits, photo, extractor, tmp_path):
+    options = ("--metrics", "fid", "-n", 33, "--steps", 2, "--features", extractor, "--data")
+    _, err = evaluate(color_model, *options, digits)
+    assert "digits: 60 of 60 images are gray: repeated to three channels" in err
+    for i in range(33):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / "photos" / f"{i}.jpg")
+    _, err = evaluate(small_model, *options, "photos")
+    assert "photos: 33 of 33 images have colours: converted to gray" in err
+    assert "photos: the images are of several sizes or not square: resized to 8x8 (bicubic, crop)" in err
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(digits.rglob("*.png"))[:10]:
+        shutil.copy(path, few)
+    code, _, err = cli("eval", small_model, *options, "few")
+    assert code == 1
+    assert "few: 10 images are too few for FID, KID or precision" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--metrics", "bpd,fad"), "--metrics fad: choose from bpd, fid, kid, is, pr"),
+        (("--samples", "x", "--data", "y", "--metrics", "bpd"), "--metrics bpd is about a model"),
+        (("model", "--samples", "x", "--data", "y"), "--samples is evaluated without a model"),
+        (("--samples", "x"), "--data is missing"),
+        (("model", "--metrics", "bpd"), "--data is missing"),
+        (("model", "--terms", "1"), "--terms 1: a sample needs two terms"),
+        (("model", "--save-statistics", "x.pt"), "--save-statistics x.pt: the name must end in .npz"),
+        (("model", "--fit", "x"), "--fit x is not crop, pad or stretch"),
+    ],
+)
+def test_wrong_usage(cli, small_model, args, message):
+    code, out, err = cli("eval", *(small_model if arg == "model" else arg for arg in args))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not Path("eval").exists()
+
+
+def test_a_missing_extractor_is_found_before_anything_is_measured(cli, run):
+    code, _, err = cli("eval", run, "--features", "none.pt")
+    assert code == 1
+    assert "none.pt" in err
+    assert not list(run.glob("eval/**/*.safetensors"))
+
+
+def test_only_one_process_evaluates_into_a_folder(cli, run):
+    from ddpm_cli.files import LOCK, lock
+
+    with lock(run / "eval" / "step-00000004" / LOCK):
+        code, _, err = cli("eval", run, "--metrics", "bpd")
+    assert code == 1
+    assert "another evaluation is writing to it" in err
+
+
+def test_every_kind_of_model_has_a_bound(evaluate, tmp_path, digits):
+    from dataclasses import replace
+
+    from conftest import SMALL
+
+    for kind in ("epsilon", "sample", "v_prediction"):
+        for variance in ("fixed_small", "fixed_large", "learned_range"):
+            schedule = ScheduleConfig(10, prediction_type=kind, variance_type=variance)
+            config = replace(SMALL, out_channels=2 if variance == "learned_range" else 1)
+            model = write_model(tmp_path / kind / variance, config, schedule)
+            found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "-o", f"{kind}-{variance}")
+            [result] = found.values()
+            assert result["value"] > 0
+            assert "all 10 terms of 3 images" in result["how"]
