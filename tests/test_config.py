@@ -49,6 +49,7 @@ def test_settings_survive_a_round_trip(config):
         ("fit", ["x", 1, None]),
         ("background", ["", "no colour", "\x1b[31m", 5]),
         ("flip", ["yes", 1, None]),
+        ("holdout", [-0.1, 1, 1.5, "0.1", None, True, float("nan"), float("inf")]),
         ("images", [5, None]),
     ],
 )

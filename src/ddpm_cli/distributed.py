@@ -36,6 +36,7 @@ _START_TIMEOUT = timedelta(minutes=15)  # for all processes to start
 _LEAVE_SECONDS = 5.0  # to leave the group after an error
 _POLL = 0.05  # seconds
 _Result = TypeVar("_Result")
+_left: list[Any] = []  # the groups that this process has left, see `process_group`
 
 
 def sign(lock: Path) -> None:
@@ -229,6 +230,9 @@ def process_group() -> Iterator[World]:
         else:  # another launcher, which does not restart processes
             torch.distributed.init_process_group(backend)
         cpu_group = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
+    # The groups stay in memory to the end. If DistributedDataParallel had the last reference to one, it would wait for
+    # the group's threads with Python's lock, which these threads may need to free their last tensor.
+    _left.extend((torch.distributed.group.WORLD, cpu_group))
     try:
         yield World(rank, size, local_rank, cast("ProcessGroup", cpu_group))
     except LostProcessError:

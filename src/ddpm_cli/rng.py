@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ImageNoise", "data_order", "seed_everything", "shared_normals", "training_noise"]
+__all__ = ["ImageNoise", "data_order", "image_uniforms", "seed_everything", "shared_normals", "training_noise"]
 
 _BLOCK = 64  # rows of a batch that share one generator
 
@@ -68,6 +68,13 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators])
+
+
+def image_uniforms(seed: int, indices: Sequence[int], stream: str) -> Tensor:
+    """One number from [0, 1) for each image of a seed, (B,) float64. It depends only on (seed, i) and the stream."""
+    generators = (torch.Generator().manual_seed(_generator_seed(index, stream, seed)) for index in indices)
+    drawn = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
+    return torch.stack(drawn) if drawn else torch.empty(0, dtype=torch.float64)
 
 
 def data_order(seed: int, epoch: int, count: int) -> Tensor:

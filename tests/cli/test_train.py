@@ -7,8 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import picture
+from ddpm_cli.config import RunConfig
+from ddpm_cli.data.cache import cache_folder
+from ddpm_cli.data.split import is_held_out, open_part
+from ddpm_cli.files import read_config, read_json
 from ddpm_cli.training import rehearsal
 
 OPTIONS = ("--batch-size", 4, "--sample-every", 99)  # previews are slow, and the last one is always drawn
@@ -58,6 +63,63 @@ def test_resume_refuses_options_that_contradict_the_run(cli, digits, run):
     code, _, err = cli("train", "others", "-o", run, "--resume", "--steps", 10)
     assert (code, "images are not those" in err) == (1, True)
     assert (run / "config.json").read_text() == before
+
+
+def test_held_out_images_are_not_trained_on(cli, digits, quick_model):
+    options = ("--from", quick_model, *OPTIONS, "-o", "run")
+    code, _, err = cli("train", digits, *options, "--steps", 2, "--holdout", 0.3)
+    assert code == 0, err
+    settings = read_config(RunConfig, Path("run/config.json")).data
+    train, held = (open_part(settings, cache_folder(), held_out)[0] for held_out in (False, True))
+    assert len(train) + len(held) == 60
+    assert len(held) > 5
+    assert f"{len(train)} in {digits}, 0 left out, {len(held)} held out" in " ".join(err.split())
+    assert f"few images ({len(train)})" in err
+    model = json.loads(Path("run/checkpoints/step-00000002/ddpm.json").read_text())
+    assert (model["images"]["count"], model["images"]["holdout"]) == (len(train), 0.3)
+    trained = read_json(Path("run/checkpoints/step-00000002/training/state.json"))
+    assert trained["images"] == train.fingerprint
+    assert re.search(r"held out +0\.3 of all images", cli("info", "run")[1])
+    assert "| held out | 0.3 of all images |" in Path("run/checkpoints/step-00000002/README.md").read_text()
+
+    # The choice stays with the run, also where it is not repeated.
+    code, _, err = cli("train", digits, *options, "--steps", 3, "--holdout", 0.2, "--resume")
+    assert (code, "--holdout 0.2 (the run has 0.3)" in err) == (2, True)
+    code, _, err = cli("train", digits, *options, "--steps", 3, "--resume")
+    assert (code, f"{len(held)} held out" in " ".join(err.split())) == (0, True)
+    assert read_json(Path("run/checkpoints/step-00000003/training/state.json"))["images"] == train.fingerprint
+    code, out, err = cli("train", digits, *options, "--steps", 9, "--resume", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (code, plan["images"], plan["held_out"]) == (0, len(train), len(held))
+
+
+def test_the_size_is_chosen_without_the_held_out_images(cli, digits, tmp_path):
+    """One large image among many: where it is held out, all others are squares of 28 pixels."""
+    shutil.copytree(digits, "mixed")
+    large = next(f"{i}.png" for i in range(99) if is_held_out(f"{i}.png", 0.1))
+    Image.new("RGB", (64, 32)).save(f"mixed/{large}")
+    sizes = []
+    for holdout in (0, 0.1):
+        code, out, err = cli("train", "mixed", "--dry-run", "--json", "--holdout", holdout)
+        assert code == 0, err
+        data = json.loads(out)["config"]["data"]
+        sizes.append((data["size"], data["channels"], data["holdout"]))
+    assert sizes == [(32, 3, 0), (28, 1, 0.1)]
+
+
+def test_fractions_that_cannot_be_held_out(cli, digits):
+    for fraction in ("1", "-0.1", "nan", "7"):
+        code, _, err = cli("train", digits, "-o", "run", "--holdout", fraction)
+        assert (code, "is not a number from 0 to below 1" in err) == (2, True), err
+    one = next(digits.rglob("*.png"))
+    code, _, err = cli("train", one, "-o", "run", "--holdout", 0.999999)
+    assert (code, "none of the one image of" in err) == (2, True), err
+    assert not Path("run").exists()
+
+
+def test_a_note_says_that_no_image_is_held_out(cli, digits, quick_model):
+    code, _, err = cli("train", digits, "--from", quick_model, *OPTIONS, "--steps", 1, "--holdout", 1e-9)
+    assert (code, "--holdout 1e-09: no image is held out" in err) == (0, True), err
 
 
 def test_resume_continues(cli, digits, run):

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -30,15 +31,53 @@ def test_kl_of_gaussians():
     torch.testing.assert_close(gaussian_kl(a, b, c, d), expected)
 
 
-@pytest.mark.parametrize("sigma", [0.001, 0.05, 0.5, 3.0])
-@pytest.mark.parametrize("mean", [-1.2, 0.013, 1.0])
+VALUES = torch.arange(256).double() / 127.5 - 1
+
+
+def likelihood(mean, sigma, values=VALUES):
+    mean, sigma = (torch.full_like(values, value) for value in (mean, sigma))
+    return discretized_log_likelihood(values, mean, sigma.log())
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.001, 0.05, 0.5, 3.0, 10.0])
+@pytest.mark.parametrize("mean", [-30.0, -1.2, 0.013, 1.0, 1.7])
 def test_the_256_values_have_mass_one(mean, sigma):
-    values = torch.arange(256).double() / 127.5 - 1
-    log = discretized_log_likelihood(values, torch.full_like(values, mean), torch.full_like(values, math.log(sigma)))
-    assert log.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    log = likelihood(mean, sigma)
+    assert log.exp().sum().item() == pytest.approx(1, abs=1e-12)
     inner = Normal(mean, sigma)
-    expected = inner.cdf(values[1:-1] + 1 / 255) - inner.cdf(values[1:-1] - 1 / 255)
+    expected = inner.cdf(VALUES[1:-1] + 1 / 255) - inner.cdf(VALUES[1:-1] - 1 / 255)
     torch.testing.assert_close(log[1:-1].exp(), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.007, 0.05, 2.0])
+@pytest.mark.parametrize("far", [0.5, 7, 50, 1000])
+@pytest.mark.parametrize("k", [0, 1, 128, 254, 255])
+def test_the_likelihood_is_precise_in_the_tails(sigma, far, k):
+    """Against 60 digits, with the mean up to a thousand sigma away: a smallest mass would end at 1e-12."""
+    for mean in (float(VALUES[k]) - far * sigma, float(VALUES[k]) + far * sigma):
+        with mpmath.workdps(60):
+            at, half = mpmath.mpf(float(VALUES[k])) - mpmath.mpf(mean), mpmath.mpf(1) / 255
+            # Both ends are turned to the side where the normal distribution is small, or the digits do not suffice.
+            low = -mpmath.inf if k == 0 else (at - half) / sigma
+            high = mpmath.inf if k == 255 else (at + half) / sigma
+            low, high = (-high, -low) if low > 0 else (low, high)
+            expected = float(mpmath.log(mpmath.ncdf(high) - mpmath.ncdf(low)))
+        assert likelihood(mean, sigma)[k].item() == pytest.approx(expected, rel=1e-10, abs=1e-13)
+
+
+@pytest.mark.parametrize("sigma", [1e-9, 1e-3, 0.01, 0.5, 20.0])
+def test_the_likelihood_has_finite_gradients_in_float32(sigma):
+    """Also where it is not used: torch.where would make NaN of an infinite gradient of the other side."""
+    mean = torch.linspace(-30, 30, 241)[:, None].expand(-1, 256).clone().requires_grad_()
+    log_sigma = torch.full_like(mean, math.log(sigma)).requires_grad_()
+    log = discretized_log_likelihood(VALUES.float().expand(241, -1), mean, log_sigma)
+    log.sum().backward()
+    assert all(value.isfinite().all() for value in (log, mean.grad, log_sigma.grad))
+    assert (log <= 0).all()
+    # In the tails the mean is pulled to the value by its distance from the interval's edge, over the variance.
+    wide, gap = max(sigma, math.exp(-15)), mean.detach()[:, 128] - VALUES.float()[128] - 1 / 255
+    tails = gap > 20 * wide
+    torch.testing.assert_close(mean.grad[tails, 128], -gap[tails] / wide**2, rtol=0.02, atol=0)
 
 
 def test_the_bound_is_zero_where_the_model_is_the_posterior():
@@ -47,6 +86,17 @@ def test_the_bound_is_zero_where_the_model_is_the_posterior():
     log_variance = PAPER.posterior_log_variance[t].view(-1, 1, 1, 1).expand_as(x_0)
     exact = bound_term(PAPER, x_0, x_t, t, PAPER.posterior_mean(x_0, x_t, t), log_variance)
     torch.testing.assert_close(exact, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_term_at_one_t_is_that_of_a_tensor_of_them():
+    x_0, eps, wrong = pixels(3, 1, 4, 4), draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
+    for variance_type in ("fixed_small", "fixed_large"):
+        denoiser = Denoiser.from_config(lambda x_t, t: wrong, ScheduleConfig(variance_type=variance_type))
+        for t in (0, 1, 999):
+            x_t, times = PAPER.q_sample(x_0, t, eps), torch.full((3,), t)
+            one, many = denoiser(x_t, t), denoiser(x_t, times)
+            expected = bound_term(PAPER, x_0, x_t, times, many.mean, many.log_variance)
+            torch.testing.assert_close(bound_term(PAPER, x_0, x_t, t, one.mean, one.log_variance), expected)
 
 
 def test_the_bound_of_a_wrong_eps_is_equation_12():

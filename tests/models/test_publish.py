@@ -14,6 +14,7 @@ from test_field import MODELS, written_by_diffusers
 
 import hub_server
 from ddpm_cli import DDPM
+from ddpm_cli.models.results import write_results
 
 TOKEN = "hf_thisIsAVerySecretToken"
 SENT = {
@@ -65,6 +66,21 @@ def test_a_run_arrives_and_loads(cli, server, run, tmp_path):
     assert "ddpm sample -m me/digits" in card.text
     assert "![Samples](samples.png)" in card.text
     assert cli("sample", "-m", "me/digits", "--n", "1", "--steps", "2", "-o", "a.png", "-q")[0] == 0
+
+
+def test_the_results_of_an_evaluation_arrive(cli, server, run):
+    model = DDPM.from_pretrained(run, precision="fp32")
+    folder = Path(run) / "eval" / "step-00000004"
+    folder.mkdir(parents=True)
+    result = {"metric": "fid", "set": "digits", "value": 12.5, "how": "5000 samples"}
+    write_results(folder, model.fingerprint(), [result])
+    assert cli("push", run, "me/digits", "--yes")[0] == 0
+    files = server.repos["me/digits"].files
+    assert files.keys() == {*SENT, "eval.json"}
+    assert "| FID (digits) | 12.500 | 5000 samples |" in files["README.md"].decode()
+    write_results(folder, "of another model", [result])
+    assert cli("push", run, "me/other", "--yes")[0] == 0
+    assert server.repos["me/other"].files.keys() == SENT
 
 
 def test_the_token_is_sent_and_never_shown_or_kept(cli, server, run, tmp_path):

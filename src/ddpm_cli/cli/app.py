@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -125,7 +126,18 @@ def main(args: list[str] | None = None) -> NoReturn:
         if os.environ.get("DDPM_DEBUG") == "1":
             raise
         code = _explain(error, command)
-    sys.exit(code if isinstance(code, int) else 0)
+    _exit(code if isinstance(code, int) else 0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process. Everything that it had to finish is finished: commands close what they open."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of a process group may still free a tensor. That aborts a process whose interpreter is ending.
+        with contextlib.suppress(OSError):  # a closed pipe
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _explain(error: Exception, command: str | None) -> int:

@@ -37,7 +37,7 @@ def header(console: Console, run: Run, machine: str) -> None:
     pack = trainer.pack
     doing = f"resuming at step {trainer.step}" if trainer.step else "training"
     console.note(f"ddpm {__version__}: {doing}, run {folder}", style="bold")
-    rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out"}
+    rows = {"images": f"{len(pack)} in {_named(run)}, {len(pack.left_out)} left out{_held_out(run)}"}
     console.table(rows | _plan(trainer, machine))
     for note in run.notes():
         console.warn(note)
@@ -91,7 +91,7 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
     seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
     rows = {
         "run": f"{folder}{f', from step {start} on' if start else ''}",
-        "images": f"{len(pack)} in {_named(run)}, not decoded yet",
+        "images": f"{len(pack)} in {_named(run)}, not decoded yet{_held_out(run)}",
         **_plan(trainer, machine),
         "memory": f"{in_bytes(found.memory)}{f' of {in_bytes(memory)}' if memory else ''}{each}",
         "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",
@@ -103,6 +103,7 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
         "run": str(folder),
         "start": start,
         "images": len(pack),
+        "held_out": pack.held_out,
         "config": trainer.config.to_dict(),
         "parameters": _parameters(trainer),
         "processes": trainer.world.size,
@@ -119,6 +120,10 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
 def _named(run: Run) -> str:
     """The IMAGES of the command, as text."""
     return and_more(["stdin" if image == "-" else image for image in run.images])
+
+
+def _held_out(run: Run) -> str:
+    return f", {run.trainer.pack.held_out} held out" if run.config.data.holdout else ""
 
 
 def _split(batch_size: int, processes: int, parts: int) -> str:

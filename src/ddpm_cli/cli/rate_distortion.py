@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddpm_cli.data.plots import Chart
+    from ddpm_cli.evaluation.bound import Depth
     from ddpm_cli.models.ddpm import DDPM
 
 __all__ = ["EXAMPLES", "rate_distortion"]
@@ -73,26 +75,19 @@ def rate_distortion(
     target = pick_target(output, "rate-distortion.png", _SUFFIXES, console, force)
 
     from ddpm_cli.data import images, pictures, plots
-    from ddpm_cli.diffusion.noised_image import to_paper
-    from ddpm_cli.evaluation.rate_distortion import rate_distortion as measure
+    from ddpm_cli.evaluation.bound import measure, merge
 
     images.check_background(background)
     ddpm = open_model(console, model, device, "fp32", weights)
     # Even steps in t would be far too long at the end, where most bits are. Step 0 has the decoder's term.
     taken = [0, *pick_sampling(ddpm, "ddpm", steps, spacing="logsnr").timesteps[1:]]
-    x_0 = images.to_float(_read(sources, n, ddpm, background, console)).to(ddpm.device)
+    x_0 = _read(sources, n, ddpm, background, console)
     with console.bar("measuring, images x steps", len(x_0) * len(taken)) as update:
-        depths = measure(ddpm.denoiser.subsequence(taken), x_0, seed, batch_size, update)
+        parts = measure(
+            ddpm.denoiser.subsequence(taken), x_0, range(len(x_0)), ddpm.device, seed, batch_size, progress=update
+        )
+        rows = _rows(merge(parts).depths())
 
-    rows = [
-        {
-            "t": to_paper(depth.t),
-            "reverse_steps": done,
-            "rate": round(depth.rate, 6),
-            "rmse": round(depth.rmse, 4),
-        }
-        for done, depth in enumerate(depths, start=1)
-    ]
     count = min(_ROWS, len(rows))
     shown = [rows[round((i + 1) * len(rows) / count) - 1] for i in reversed(range(count))]
     table = [("reverse steps", "t", "rate (bits/dim)", "distortion (RMSE of 255)")]
@@ -103,6 +98,15 @@ def rate_distortion(
     title = f"rate and distortion of {len(x_0)} images in {len(rows)} steps"
     data = pictures.picture_bytes(plots.draw(charts, title), target.suffix)
     deliver(target, data, console, n=len(x_0), seed=seed, steps=len(rows), rows=rows)
+
+
+def _rows(depths: Sequence[Depth]) -> list[dict[str, float]]:
+    from ddpm_cli.diffusion.noised_image import to_paper
+
+    return [
+        {"t": to_paper(depth.t), "reverse_steps": done, "rate": round(depth.rate, 6), "rmse": round(depth.rmse, 4)}
+        for done, depth in enumerate(depths, start=1)
+    ]
 
 
 def _charts(rows: list[dict[str, float]]) -> list[Chart]:

@@ -67,7 +67,7 @@ def sample(
     Image number i of a seed is always the same, whatever --n and --batch-size are.
     """
     from ddpm_cli.distributed import process_group
-    from ddpm_cli.models.sample_folder import RECORD, opened
+    from ddpm_cli.models.sample_folder import RECORD, made_with, opened
 
     with ExitStack() as held, process_group() as world:
         console = Console("sample", as_json, quiet or not world.is_main)
@@ -87,13 +87,8 @@ def sample(
         def todo() -> list[int]:
             if not target.path or not target.folder:
                 return list(range(n))
-            made_with = {
-                "model": ddpm.fingerprint(),
-                "seed": seed,
-                **sampling.facts(),
-                "precision": str(ddpm.unet.conv_in.weight.dtype).removeprefix("torch."),
-            }
-            missing = held.enter_context(opened(target.path, n, made_with, force, console.warn))
+            record = made_with(ddpm, sampling, seed)
+            missing = held.enter_context(opened(target.path, n, record, force, console.warn))
             if len(missing) < n:
                 console.note(f"{n - len(missing)} of {n} images exist already")
             return missing
@@ -124,16 +119,12 @@ def sample(
 
 def _draw(target: Target, numbers: list[int], batches: Iterator[Tensor]) -> bytes | None:
     """Sample the images into a folder, or into the bytes of a file."""
-    from ddpm_cli.data import images, pictures
-    from ddpm_cli.files import write_file
-    from ddpm_cli.models.sample_folder import image_name
+    from ddpm_cli.data import pictures
+    from ddpm_cli.models.sample_folder import fill
 
     if target.folder:
         assert target.path is not None
-        rest = iter(numbers)
-        for batch in batches:
-            for image, i in zip(batch, rest, strict=False):  # in this order: at the end of a batch, zip takes no number
-                write_file(target.path / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
+        fill(target.path, numbers, batches)
         return None
     if target.suffix == ".npz":
         return pictures.npz_bytes(batches, len(numbers))

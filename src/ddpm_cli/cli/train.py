@@ -126,6 +126,15 @@ def train(
             **_IMAGES,
         ),
     ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            "--holdout",
+            metavar="FRACTION",
+            help="Never train on this fraction of the images, such as 0.1, to evaluate the model on them. Default: 0.",
+            **_IMAGES,
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop if an image cannot be used, instead of leaving it out.", **_IMAGES)
     ] = False,
@@ -218,7 +227,14 @@ def train(
     while the pictures still get better.
     """
     asked: dict[str, dict[str, Any]] = {
-        "data": {"size": size, "channels": channels, "fit": fit, "background": background, "flip": flip},
+        "data": {
+            "size": size,
+            "channels": channels,
+            "fit": fit,
+            "background": background,
+            "flip": flip,
+            "holdout": holdout,
+        },
         "train": {
             "steps": steps,
             "batch_size": batch_size,

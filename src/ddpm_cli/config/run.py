@@ -22,6 +22,9 @@ def _is_colour(text: str) -> bool:
     return True
 
 
+_FRACTION = Check(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
 @dataclass(frozen=True)
 class DataConfig(Strict):
     """The training images, and how they are prepared."""
@@ -32,6 +35,7 @@ class DataConfig(Strict):
     fit: Annotated[str, one_of("crop", "pad", "stretch")] = "crop"  # how an image that is not square becomes square
     background: Annotated[str, Check(_is_colour, "a colour")] = "white"  # behind transparency, and around fit=pad
     flip: bool = True  # mirror half of the images at random
+    holdout: Annotated[float, _FRACTION] = 0.0  # of the images that are never trained on, see data/split.py
 
 
 @dataclass(frozen=True)

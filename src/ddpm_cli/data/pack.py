@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.config import DataConfig
-from ddpm_cli.config.strict import Check, Count, Strict, between
+from ddpm_cli.config.strict import Check, Count, Strict, at_least, between
 from ddpm_cli.data import images
 from ddpm_cli.data.cache import INDEX, pack_folder, pack_lock, remove_unfinished
 from ddpm_cli.data.sources.source import Source
@@ -48,7 +48,7 @@ _Printable = Annotated[str, Check(str.isprintable, "printable")]
 
 @dataclass(frozen=True)
 class _Index(Strict):
-    """A pack's index.json. pixels, mean, left_out and unread: see `Pack`. source: the addresses of the images."""
+    """A pack's index.json. source: the addresses of the images. For what needs explanation, see `Pack`."""
 
     count: Count
     shape: tuple[int, ...]
@@ -58,6 +58,7 @@ class _Index(Strict):
     left_out: tuple[tuple[_Printable, ...], ...]
     unread: tuple[str, ...]
     source: str
+    held_out: Annotated[int, at_least(0)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +75,7 @@ class Pack:
 
     fingerprint: a hash of all pixels, in their order. mean: of each channel over all images, in [0, 255]. left_out:
     (file, reason) of files that could not be decoded, printable. unread: names of files that the disk failed to read.
+    held_out: how many files of the source are not in it, since they are held out.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
@@ -101,6 +103,7 @@ class Pack:
         self.mean = list(index.mean)
         self.unread = list(index.unread)
         self.left_out = [(name, reason) for name, reason in index.left_out]
+        self.held_out = index.held_out
         self.count = index.count
         self._per_shard = index.per_shard
         _record_use(self._handles[0])
@@ -155,6 +158,7 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     Raises DataError if no image is left.
     """
     what = replace(config, images="", flip=False).to_dict()  # neither changes the pixels
+    del what["holdout"]  # the source has that part of the images
     key = hashlib.sha256(json.dumps([_PACK_VERSION, what, source.key]).encode()).hexdigest()[:32]
     folder = pack_folder(cache, key)
     shape = (config.channels, config.size, config.size)
@@ -265,6 +269,7 @@ def _write_pack(source: Source, config: DataConfig, folder: Path, progress: OnPr
             example = ": ".join(left_out[0])
             raise DataError(f"{source.path}: none of its image files can be decoded, for example {example}")
         index = shards.index() | {"left_out": left_out, "unread": unread, "source": and_more(source.addresses)}
+        index["held_out"] = source.held_out
         (partial / INDEX).write_text(json.dumps(index))
 
 

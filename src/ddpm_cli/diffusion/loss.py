@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,24 +31,42 @@ def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Te
     loss = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
     if prediction.values is not None:
         # t is uniform, so T times one term is an estimate of L_vlb, the sum over t (in bits, as in their code).
-        mean, log_variance = prediction.mean.detach(), cast(Tensor, prediction.log_variance)
-        loss = loss + LAMBDA * schedule.T * bound_term(schedule, x_0, x_t, t, mean, log_variance) / math.log(2)
+        term = bound_term(schedule, x_0, x_t, t, prediction.mean.detach(), prediction.log_variance)
+        loss = loss + LAMBDA * schedule.T * term / math.log(2)
     return loss
 
 
 def bound_term(
-    schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, log_variance: Tensor
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor | int,
+    mean: Tensor,
+    log_variance: Tensor | float,
 ) -> Tensor:
     """One term of the bound (Eq. 5): L_{t-1} for t > 0 in code, L_0 for t = 0. (B,), in nats per dimension.
 
     For a fixed variance, L_{t-1} is Eq. 8, and for a network that predicts eps Eq. 12, up to a constant.
-    mean, log_variance: of p(x_{t-1} | x_t), like x_0.
+    x_0, x_t: (B, C, H, W). t: (B,) int64, or one int for all. mean, log_variance: of p(x_{t-1} | x_t), like x_0 or to
+    be expanded to it. The result has the dtype of x_0: for values of the bound use float64.
     """
-    true_mean = schedule.posterior_mean(x_0, x_t, t)
-    true_log_variance = cast(Tensor, schedule.log_variance(t, x_0, large=False))
-    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
-    decoder = -discretized_log_likelihood(x_0, mean, 0.5 * log_variance).flatten(1).mean(1)
-    return torch.where(t == 0, decoder, kl)
+
+    def tensor(value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=x_0.dtype, device=x_0.device)
+
+    log_variance = tensor(log_variance)
+
+    def transition() -> Tensor:  # KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+        true_log_variance = tensor(schedule.log_variance(t, x_0, large=False))
+        true_mean = schedule.posterior_mean(x_0, x_t, t)
+        return gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
+
+    def decoder() -> Tensor:  # -log p(x_0 | x_1)
+        return -discretized_log_likelihood(x_0, mean, 0.5 * log_variance).flatten(1).mean(1)
+
+    if isinstance(t, int):
+        return transition() if t > 0 else decoder()
+    return torch.where(t == 0, decoder(), transition())
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
@@ -62,12 +79,26 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_sigma: Tensor) -> 
     """log p(x_0 | x_1) of 8-bit images: the log of the Gaussian's mass on each value's interval (Eq. 13), in nats.
 
     x_0: the 256 values k / 127.5 - 1. Intervals are 2/255 wide; the outermost extend to infinity. Elementwise.
+    The mass is never rounded up to a smallest value, as in the authors' code (1e-12), so the bound stays a bound for
+    any mean. Gradients are finite.
     """
     # A narrower Gaussian lies within one interval anyway. The limit prevents overflow in entries that are not used.
     centred, inverse = x_0 - mean, (-log_sigma.clamp(min=-15)).exp()
     above, below = (inverse * (centred + half) for half in (1 / 255, -1 / 255))
-    # Mirror the interval to below the mean: there the difference of two small numbers is precise.
-    far, near = (inverse * (half - centred.abs()) for half in (-1 / 255, 1 / 255))
-    inside = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp(min=1e-12).log()
-    lowest, highest = torch.special.log_ndtr(above), torch.special.log_ndtr(-below)
+    # Mirror the interval to below the mean: there the logarithms of both masses are precise.
+    far, near = (_log_cdf(inverse * (half - centred.abs())) for half in (-1 / 255, 1 / 255))
+    # log(e^near - e^far). Where rounding makes both equal, the smallest difference keeps the logarithm finite.
+    apart = (near - far).clamp(min=torch.finfo(near.dtype).tiny)
+    inside = near + (-torch.expm1(-apart)).log()
+    lowest, highest = _log_cdf(above), _log_cdf(-below)
     return torch.where(x_0 < -0.999, lowest, torch.where(x_0 > 0.999, highest, inside))
+
+
+def _log_cdf(x: Tensor) -> Tensor:
+    """The logarithm of the standard normal distribution function, elementwise.
+
+    The gradient of torch.special.log_ndtr subtracts two numbers near x^2 / 2: below x = -1000 it is wrong in float32.
+    """
+    u = x / 2**0.5
+    below = (torch.special.erfcx(-u.clamp(max=0)) / 2).log() - u.clamp(max=0) ** 2
+    return torch.where(x < 0, below, torch.log1p(-torch.special.erfc(u.clamp(min=0)) / 2))

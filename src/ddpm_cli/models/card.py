@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddpm_cli.files import read_bytes
 from ddpm_cli.models.facts import words
 from ddpm_cli.models.recipe import recipe_in_words
+from ddpm_cli.models.results import METRICS, in_words
 from ddpm_cli.text import printable
 
 __all__ = ["CARD", "PREVIEW", "is_generated", "model_card", "read_card"]
@@ -56,14 +57,18 @@ image = DDPMPipeline.from_pretrained({})().images[0]
 
 
 def model_card(
-    model: Mapping[str, Any], trained: Mapping[str, Any] | None, preview: bool, address: str | None = None
+    model: Mapping[str, Any],
+    trained: Mapping[str, Any] | None,
+    preview: bool,
+    address: str | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """README.md of a model: the Hub's metadata, the preview, the recipe, and how to use it. All of it is printable.
 
     model: `facts`. trained: a `recipe`, if it is known. preview: whether the folder has a grid of samples.
-    address: where it will be on the Hub, org/name.
+    address: where it will be on the Hub, org/name. results: of `ddpm eval`, see `results`.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
     title = address.split("/")[-1] if address else "A denoising diffusion model"
     base = printable(str((trained or {}).get("base") or ""))
@@ -78,6 +83,19 @@ def model_card(
         pipeline_tag="unconditional-image-generation",
         tags=["ddpm", "diffusion", "unconditional-image-generation", "ddpm-cli"],
         base_model=base.split("@")[0] if "/" in base else None,
+        model_name=printable(title),
+        eval_results=[
+            EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type="image-folder",
+                dataset_name=printable(result["set"]),
+                metric_type=result["metric"],
+                metric_value=result["value"],
+                metric_name=METRICS[result["metric"]][0],
+            )
+            for result in results
+        ]
+        or None,
     )
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
@@ -91,6 +109,7 @@ def model_card(
         "## The model",
         _table(words(model)),
         *(["## Training", _table(recipe_in_words(trained))] if trained else []),
+        *(["## Evaluation", _results_table(results)] if results else []),
     ]
     text = "\n\n".join(parts) + "\n"
     return text + _MARK.format(_digest(text))
@@ -110,5 +129,14 @@ def is_generated(card: str) -> bool:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    cells = (f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items())
+    cells = (f"| {key} | {_cell(value)} |" for key, value in rows.items())
     return "\n".join(["| | |", "|---|---|", *cells])
+
+
+def _results_table(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = (f"| {' | '.join(map(_cell, row))} |" for row in in_words(results))
+    return "\n".join(["| metric | value | measured |", "|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")

@@ -37,6 +37,12 @@ class Located:
     def weights(self) -> list[Path]:
         return [self.folder / name for name in self.files.weights]
 
+    @property
+    def name(self) -> str:
+        """A short name, for files about it: that of its folder, or of its repository without the organisation."""
+        address = self.address if Path(self.address).is_absolute() else self.address.partition("@")[0]
+        return Path(address).name
+
 
 def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True, weights: bool = True) -> Located:
     """Find the model at an address.

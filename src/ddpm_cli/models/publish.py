@@ -11,10 +11,12 @@ from pathlib import Path
 from ddpm_cli.errors import ModelError
 from ddpm_cli.models import pipeline
 from ddpm_cli.models.card import CARD, PREVIEW, is_generated, model_card
+from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.models.facts import facts
 from ddpm_cli.models.hub import Located, check_token, status_of
 from ddpm_cli.models.pretrained import WEIGHTS, read_model
 from ddpm_cli.models.recipe import RECIPE, read_recipe
+from ddpm_cli.models.results import RESULTS, default_folder, read_results
 
 __all__ = ["contents", "look", "send"]
 
@@ -32,7 +34,7 @@ class Remote:
 
 @contextlib.contextmanager
 def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]]:
-    """The files to send, by their names in the repository: a diffusers pipeline, its card, preview and recipe.
+    """The files to send, by their names in the repository: a diffusers pipeline, its card, preview, recipe and results.
 
     A model in an older layout or format is converted. Training state is not sent. A card that a user wrote or changed
     is sent unchanged; a generated one gets the address. address: org/name.
@@ -51,10 +53,13 @@ def contents(located: Located, address: str) -> Iterator[dict[str, Path | bytes]
         for name in (PREVIEW, RECIPE):
             if (located.folder / name).is_file():
                 files[name] = located.folder / name
+        evaluation = default_folder(located.folder, located.name)
+        if results := read_results(evaluation, DDPM(unet, schedule).fingerprint()):
+            files[RESULTS] = evaluation / RESULTS
         card = located.folder / CARD
         about, preview = facts(unet.config, schedule), PREVIEW in files
         ours = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
-        files[CARD] = model_card(about, recipe, preview, address).encode() if ours else card
+        files[CARD] = model_card(about, recipe, preview, address, results).encode() if ours else card
         yield files
 
 

@@ -49,6 +49,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
         "data": _joined("{} images, {}", images.get("count"), images.get("name")),
         "prepared": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
+        "held out": _joined("{} of all images", images.get("holdout") or None),
         "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ddpm_cli.config import shown
+from ddpm_cli.data import images, pictures
+from ddpm_cli.diffusion.samplers import Sampling
 from ddpm_cli.distributed import restarted_in, sign
 from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError
 from ddpm_cli.files import LOCK, json_bytes, lock, read_json, remove_partials, write_file
+from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["RECORD", "image_name", "opened"]
+__all__ = ["RECORD", "fill", "image_name", "made_with", "opened"]
 
 RECORD = "samples.json"  # the model and the settings of the images
 
@@ -23,23 +28,37 @@ def image_name(i: int) -> str:
     return f"{i:06d}.png"
 
 
+def made_with(model: DDPM, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """The values that an image depends on, besides its number: for the record."""
+    precision = str(model.unet.conv_in.weight.dtype).removeprefix("torch.")
+    return {"model": model.fingerprint(), "seed": seed, **sampling.facts(), "precision": precision}
+
+
+def fill(folder: Path, numbers: Sequence[int], batches: Iterable[Tensor]) -> None:
+    """Write images of an opened folder. batches: (B, C, H, W) uint8, in the order of their numbers."""
+    rest = iter(numbers)
+    for batch in batches:
+        for image, i in zip(batch, rest, strict=False):  # in this order: at the end of a batch, zip takes no number
+            write_file(folder / image_name(i), pictures.picture_bytes(images.to_pil(image)), sync=False)
+
+
 @contextmanager
 def opened(
     folder: Path,
     n: int,
-    made_with: Mapping[str, Any],
+    record: Mapping[str, Any],
     force: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[int]]:
     """Lock a folder to fill it with images 0..n-1. Yields the numbers of the missing images.
 
-    made_with: the values that an image depends on. A folder with other values is refused; with `force`, its images are
+    record: what `made_with` returns. A folder with other values is refused; with `force`, its images are
     removed. Files are written atomically, so a file that exists is complete. warn: called if the folder cannot be
     locked. Raises DDPMError.
     """
     with ExitStack() as held:
         try:
-            missing = _open(folder, n, made_with, force, warn, held)
+            missing = _open(folder, n, record, force, warn, held)
         except LockedError:
             raise LockedError(
                 f"-o {folder}: another process is writing to it", "Wait for it, or name another folder."
@@ -50,7 +69,7 @@ def opened(
 
 
 def _open(
-    folder: Path, n: int, made_with: Mapping[str, Any], force: bool, warn: Callable[[str], None], held: ExitStack
+    folder: Path, n: int, record: Mapping[str, Any], force: bool, warn: Callable[[str], None], held: ExitStack
 ) -> list[int]:
     """Lock a folder, check it, and list its missing images. held: holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +78,13 @@ def _open(
     remove_partials(folder)
     if force and not restarted_in(folder / LOCK):  # torchrun runs the same command again
         _clear(folder, n)
-    elif differences := _differences(folder / RECORD, made_with):
+    elif differences := _differences(folder / RECORD, record):
         raise DDPMError(
             f"-o {folder}: holds samples that were made differently: {', '.join(differences)}",
             "Name another folder, or use --force to draw these again.",
         )
     sign(folder / LOCK)
-    write_file(folder / RECORD, json_bytes(made_with))
+    write_file(folder / RECORD, json_bytes(record))
     # A power failure may leave empty files.
     there = {path.name for path in folder.iterdir() if path.is_file() and path.stat().st_size}
     return [i for i in range(n) if image_name(i) not in there]
@@ -79,12 +98,12 @@ def _clear(folder: Path, n: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _differences(record: Path, made_with: Mapping[str, Any]) -> list[str]:
-    """How a folder's record differs from `made_with`, in words."""
-    if not record.exists():
+def _differences(file: Path, record: Mapping[str, Any]) -> list[str]:
+    """How the record in a file differs from this one, in words."""
+    if not file.exists():
         return []
     try:
-        old = read_json(record)
+        old = read_json(file)
     except ModelError:
-        return [f"{record.name} is damaged"]
-    return [f"{key} {shown(old.get(key))}, not {value!r}" for key, value in made_with.items() if old.get(key) != value]
+        return [f"{file.name} is damaged"]
+    return [f"{key} {shown(old.get(key))}, not {value!r}" for key, value in record.items() if old.get(key) != value]

@@ -29,6 +29,8 @@ def notes(trainer: Trainer) -> Iterator[str]:
             yield f"left out {len(pack.left_out) - _NAMED} more; {listed} lists all of them"
         if len(pack) < _FEW_IMAGES:
             yield f"few images ({len(pack)}): expect the model to memorize them"
+        if trainer.config.data.holdout and not pack.held_out:
+            yield f"--holdout {trainer.config.data.holdout:g}: no image is held out, since there are so few"
     need, free, place = disk_space(trainer)
     if need > free:
         yield f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}"

@@ -14,6 +14,7 @@ from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.data.cache import cache_folder
 from ddpm_cli.data.pack import Pack, open_pack
 from ddpm_cli.data.sources import Listed, Source, is_stream, list_bytes, name_of, open_sources, read_stream
+from ddpm_cli.data.split import training_part
 from ddpm_cli.data.survey import survey
 from ddpm_cli.data.work import OnProgress
 from ddpm_cli.diffusion.schedule import NoiseSchedule
@@ -155,8 +156,9 @@ class Opening:
 
     def _planned(self, base: hub.Located | None) -> RunConfig:
         """The configuration of a new run. base: the model to fine-tune."""
+        holdout = self.request.data.get("holdout", 0.0)
         with self._bar("reading headers") as progress:
-            found = survey(self.source, progress)
+            found = survey(training_part(self.source, holdout), progress)
         return plan_run(
             found,
             _images(self.source),
@@ -198,7 +200,7 @@ class Opening:
 
         def decode() -> Pack:
             with self._bar("decoding images") as progress:
-                return open_pack(self.source, data, cache_folder(), progress)
+                return open_pack(training_part(self.source, data.holdout), data, cache_folder(), progress)
 
         def on_main() -> tuple[Path, str]:
             found.append(decode())
@@ -224,12 +226,14 @@ class Opening:
     def blank_pack(self, data: DataConfig) -> Pack:
         """Black images of the same number and size, without decoding. Every rank must call it."""
 
-        def count() -> int:
+        def count() -> tuple[int, int]:
             with self._bar("looking for images") as progress:
-                self.source.scan(progress)
-            return len(self.source.names)
+                source = training_part(self.source, data.holdout)
+                source.scan(progress)
+            return len(source.names), source.held_out
 
-        return BlankPack(self._world.on_main(count), (data.channels, data.size, data.size))
+        images, held_out = self._world.on_main(count)
+        return BlankPack(images, (data.channels, data.size, data.size), held_out)
 
     def restore(self, trainer: Trainer) -> None:
         """Load the newest checkpoint. Raises DDPMError if the images have changed, unless forced."""

@@ -31,8 +31,9 @@ _FEW = 2  # images of a small step, from which the time of a slow step is estima
 class BlankPack(Pack):
     """Black images, for measurements that do not depend on the content."""
 
-    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, count: int, shape: tuple[int, int, int], held_out: int = 0) -> None:
         self.folder, self.fingerprint = Path(), ""
+        self.held_out = held_out
         self.count, self.shape = count, shape
         self.mean = [0.0] * shape[0]
         self.left_out, self.unread = [], []

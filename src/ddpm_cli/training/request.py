@@ -42,5 +42,7 @@ class Request:
             raise UsageError(f"--fit {self.data['fit']} is not crop, pad or stretch")
         if not 0 < self.train.get("lr", 1.0) < math.inf:
             raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
+        if not 0 <= self.data.get("holdout", 0.0) < 1:
+            raise UsageError(f"--holdout {self.data['holdout']} is not a number from 0 to below 1")
         if "background" in self.data:
             images.check_background(self.data["background"])

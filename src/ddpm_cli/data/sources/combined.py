@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import IO
 
@@ -31,6 +31,9 @@ class Combined(Source):
             part.scan(progress)
         self.names = _Names([(prefix, part.names) for prefix, part in self._parts])
         self.left_out = [(f"{prefix}{name}", why) for prefix, part in self._parts for name, why in part.left_out]
+
+    def own_names(self) -> Iterable[str]:
+        return chain.from_iterable(part.own_names() for _, part in self._parts)
 
     def open(self, name: str) -> IO[bytes]:
         # The longest prefix, since a list may be in a folder. If one folder is in another, both have the same file.

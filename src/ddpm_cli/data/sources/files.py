@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -59,6 +59,13 @@ class Files(Source):
 
     def open(self, name: str) -> IO[bytes]:
         return open_file(self._root / name)
+
+
+class _Named(Files):
+    """Files that the user named one by one: of these, only the name of the file itself is certain to stay."""
+
+    def own_names(self) -> Iterable[str]:
+        return (Path(name).name for name in self.names)
 
 
 def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
@@ -118,7 +125,7 @@ def in_stream(listed: Listed, progress: OnProgress) -> Source:
 def of_files(paths: Sequence[str], progress: OnProgress) -> Source:
     """Files that the user named one by one."""
     addresses = [str(Path(path).resolve()) for path in paths]
-    source = Files(and_more(paths), addresses, Path(), list(paths), progress=progress)
+    source = _Named(and_more(paths), addresses, Path(), list(paths), progress=progress)
     source.prefix = ""
     return source
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +21,8 @@ class Source:
 
     path: as the user gave it. addresses: find the images from any folder. key: changes if a file does. names: of
     the files, after `scan`. left_out: (name, reason) of folders and members that could not be read, after `scan`.
-    prefix: of the names if there are several sources.
+    held_out: how many files are not in it because a run does not train on them, after `scan`. prefix: of the names if
+    there are several sources.
     """
 
     def __init__(self, path: str, *addresses: str) -> None:
@@ -31,9 +32,14 @@ class Source:
         self.key = ""
         self.names: Sequence[str] = []
         self.left_out: list[tuple[str, str]] = []
+        self.held_out = 0
 
     def scan(self, progress: OnProgress = silent) -> None:
         """Find the names, if they are not known yet. Raises DataError if there are none."""
+
+    def own_names(self) -> Iterable[str]:
+        """The names in the same order, without what changes if the source moves or others join it. After `scan`."""
+        return self.names
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading. Raises OSError with an errno if the disk fails; DataError, or any exception of

@@ -1,0 +1,64 @@
+"""Results for many images, kept on disk in parts: work that goes on after it was stopped, and that processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ddpm_cli.distributed import World
+from ddpm_cli.errors import ModelError
+from ddpm_cli.files import load_tensors, remove_partials, write_file
+
+__all__ = ["Part", "complete", "together"]
+
+Part = Mapping[str, Tensor]  # numbers: (B,) int64, the images it is about; other tensors as the work has them
+
+
+def complete(
+    folder: Path, numbers: Sequence[int], work: Callable[[Sequence[int]], Iterator[Part]], world: World | None = None
+) -> list[Part]:
+    """The parts that are about exactly these images, from the files of a folder and from new work. On rank 0 only.
+
+    folder: one for each kind of work, since a file is used for what its numbers say. Every rank must see it. work:
+    yields parts for some images, which are written at once. Every rank must call this, and gets [].
+    """
+    world = world or World()
+
+    def look() -> list[int]:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
+        done = {number for part in _usable(folder, numbers) for number in part["numbers"].tolist()}
+        return [number for number in numbers if number not in done]
+
+    left = world.on_main(look)
+    rows = world.rows(len(left))
+    for part in work(left[rows.start : rows.stop]) if len(rows) else ():
+        tensors = {name: tensor.contiguous() for name, tensor in part.items()}
+        write_file(folder / f"{int(part['numbers'][0]):08d}.safetensors", save(tensors), sync=False)
+    world.barrier()
+    return list(_usable(folder, numbers)) if world.is_main else []
+
+
+def _usable(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:
+    """The parts about these images and no others, none of them twice. A damaged file is removed."""
+    wanted = set(numbers)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            part = load_tensors(path)
+            found = set(part["numbers"].tolist())
+        except (ModelError, OSError, KeyError):
+            path.unlink(missing_ok=True)
+            continue
+        if found <= wanted:
+            wanted -= found
+            yield part
+
+
+def together(parts: Sequence[Part], name: str) -> Tensor:
+    """One tensor of all parts, (N, ...), in the order of the images' numbers."""
+    order = torch.cat([part["numbers"] for part in parts]).argsort()
+    return torch.cat([part[name] for part in parts])[order]

@@ -1,0 +1,98 @@
+"""The results of `ddpm eval`, `eval.json`: measured numbers with what they were measured on, as values and in words.
+
+A result is a dictionary. metric: a name in `METRICS`. value, and error or deviation, if it has one. set: the
+images that it is about: train, held-out, or a name. how: a sentence about everything that the number depends on. The
+other entries depend on the metric.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.files import json_bytes, parse_json, read_bytes, write_file
+from ddpm_cli.run_folder import CHECKPOINTS, EVALUATIONS
+from ddpm_cli.text import printable
+
+__all__ = ["METRICS", "RESULTS", "default_folder", "in_words", "read_results", "write_results"]
+
+RESULTS = "eval.json"
+
+# The name of each metric for people, and the number of its decimals.
+METRICS = {
+    "bits_per_dim": ("bits/dim", 4),
+    "fid": ("FID", 3),
+    "frechet": ("Fréchet distance", 3),
+    "kid": ("KID x 1000", 3),
+    "inception_score": ("Inception score", 3),
+    "precision": ("precision", 4),
+    "recall": ("recall", 4),
+}
+
+Result = dict[str, Any]
+
+
+def default_folder(model: Path, name: str) -> Path:
+    """Where the evaluation of a model is kept: in its run, else in a folder of this name in the current one."""
+    if model.parent.name == CHECKPOINTS:
+        return model.parent.parent / EVALUATIONS / model.name
+    return Path("eval") / name
+
+
+def read_results(folder: Path, fingerprint: str | None = None) -> list[Result]:
+    """The results in a folder; none if it has no such file, or one that is damaged or of another model.
+
+    fingerprint: of the model, `DDPM.fingerprint`; None for images whose model is not known.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        values = parse_json(read_bytes(folder / RESULTS))
+        if isinstance(values, dict) and values.get("model") == fingerprint:
+            found = values.get("results")
+            return [result for result in found if _is_result(result)] if isinstance(found, list) else []
+    return []
+
+
+def write_results(folder: Path, fingerprint: str | None, results: Sequence[Result], **about: Any) -> list[Result]:
+    """Add results to those in a folder; they replace those of the same metric and set. Returns all of them.
+
+    about: more values for the file.
+    """
+    new = {_key(result): result for result in results}
+    kept = {_key(result): result for result in read_results(folder, fingerprint)}
+    both = [*(kept | new).values()]
+    write_file(folder / RESULTS, json_bytes({**about, "model": fingerprint, "results": both}))
+    return both
+
+
+def in_words(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Rows of a table: the metric and its images, the value with its error, and how it was measured. Printable."""
+    rows = []
+    for result in results:
+        name, digits = METRICS[result["metric"]]
+        factor = 1000 if result["metric"] == "kid" else 1
+        value = f"{factor * result['value']:.{digits}f}"
+        spread = result.get("error", result.get("deviation"))
+        if _is_number(spread):
+            value += f" ± {factor * spread:.{digits}f}"
+        rows.append((f"{name} ({result['set']})", value, str(result.get("how", ""))))
+    return [(printable(name), value, printable(how)) for name, value, how in rows]
+
+
+def _key(result: Mapping[str, Any]) -> tuple[str, str]:
+    return result["metric"], result["set"]
+
+
+def _is_result(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and str(value.get("metric")) in METRICS
+        and isinstance(value.get("set"), str)
+        and _is_number(value.get("value"))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
