@@ -132,7 +132,9 @@ def test_statistics_are_written_and_read(tmp_path):
         write_statistics(path, replace(found, origin=None))
 
 
-@pytest.mark.parametrize("extra", [{}, {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.zeros(3)}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.zeros(3), "features": np.eye(4)}]
+)
 def test_statistics_of_other_projects(extra):
     np.savez("field.npz", mu=np.arange(4.0), sigma=np.eye(4, dtype=np.float32), **extra)
     found = read_statistics(Path("field.npz"))
