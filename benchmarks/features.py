@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import itertools
 import math
 import time
@@ -125,12 +126,18 @@ class Extractor(nn.Module):
 
 
 def export(example: Example, network: Network, folder: Path) -> Path:
+    """Write an extractor, without the names of source files of this machine that PyTorch adds for debugging."""
     path = folder / f"{example.name}-features.pt"
     folder.mkdir(parents=True, exist_ok=True)
+    whole = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.export runs pickles when it reads a file
+        warnings.simplefilter("ignore", DeprecationWarning)  # its successor runs pickles when it reads a file
         pixels = torch.zeros(2, example.channels, example.size, example.size, dtype=torch.uint8)
-        torch.jit.save(torch.jit.trace(Extractor(network, example.labels).eval(), pixels), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(Extractor(network, example.labels).eval(), pixels), whole)  # type: ignore[no-untyped-call]
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as written:
+        for name in archive.namelist():
+            if not name.endswith(".debug_pkl") and "/traced_inputs" not in name:
+                written.writestr(zipfile.ZipInfo(name.replace("archive/", f"{path.stem}/", 1)), archive.read(name))
     return path
 
 

@@ -93,3 +93,24 @@ def test_train_prints_a_note_about_a_large_cache(cli, digits, quick_model):
         file.truncate(1_300_000_000)
     err = cli("train", digits, "-o", "two", *options)[2]
     assert "Note: the cache has 6.2 GB of other decoded images; ddpm cache lists and removes them" in err
+
+
+def test_statistics_and_extractors_are_listed_and_pruned(cli):
+    now, old = ("statistics/new.npz", "extractors/.a.pth.partial"), ("statistics/old.npz", "extractors/b.pth")
+    for name in (*now, *old):
+        Path("cache", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("cache", name).write_bytes(bytes(150_000))
+    Path("cache/extractors/.b.pth.lock").touch()
+    for name in old:
+        os.utime(Path("cache", name), (0, 0))
+    listed = cli("cache")[1].splitlines()
+    assert {re.split("  +", row)[-1] for row in listed[1:-1]} == {*now, *old}
+    assert listed[-1].startswith("0.6 MB in")
+    assert len(json.loads(cli("cache", "--json", "--older-than", "1h")[1])["files"]) == 2
+    code, out, err = cli("cache", "--prune")
+    assert (code, out) == (0, "freed 0.3 MB\n")
+    assert "removed 0.1 MB of statistics/old.npz" in err
+    assert [Path("cache", name).exists() for name in (*now, *old)] == [True, True, False, False]
+    found = json.loads(cli("cache", "--prune", "--older-than", "0d", "--json")[1])
+    assert [Path(file["file"]).name for file in found["removed_files"]] == ["new.npz"]
+    assert Path("cache", now[1]).exists()  # a process may be downloading it

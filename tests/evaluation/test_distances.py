@@ -157,6 +157,7 @@ def test_duplicates_have_no_distance():
     x = (1e3 * normal(4, 300)).repeat(5, 1).float()
     assert precision_recall(x, x + 0.0) == (1, 1)
     assert precision_recall(x, x * (1 + 1e-3)) == (0, 0)
+    assert distances._squared_distances(x.double(), x.double()).diagonal().abs().max() == 0
 
 
 def test_precision_needs_more_than_k_features():

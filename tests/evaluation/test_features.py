@@ -132,7 +132,9 @@ def test_statistics_are_written_and_read(tmp_path):
         write_statistics(path, replace(found, origin=None))
 
 
-@pytest.mark.parametrize("extra", [{}, {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.zeros(3)}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu_s": np.zeros(3), "features": np.eye(4)}]
+)
 def test_statistics_of_other_projects(extra):
     np.savez("field.npz", mu=np.arange(4.0), sigma=np.eye(4, dtype=np.float32), **extra)
     found = read_statistics(Path("field.npz"))
@@ -304,3 +306,39 @@ def test_real_digits_are_nearer_to_digits_than_their_negatives_are(digits):
     assert kid(even.kept, odd.kept).mean < 0.1 * kid(even.kept, negative.kept).mean
     assert precision_recall(even.kept, negative.kept) == (0, 0)
     assert inception_score(even.logits, splits=1).mean > 5
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch
+
+from ddpm_cli.data.npz import Npz
+from ddpm_cli.distributed import process_group
+from ddpm_cli.evaluation.extractors import open_extractor
+from ddpm_cli.evaluation.reference import open_reference
+from ddpm_cli.evaluation.statistics import write_statistics
+
+with process_group() as world:
+    extractor = open_extractor(sys.argv[1], torch.device("cpu"))
+    for name in ("computed", "cached"):
+        images = Npz(Path(sys.argv[2]), Path("cache"))
+        found = open_reference(images, "real", extractor, Path("cache"), world=world)
+        write_statistics(Path(f"{name}-{world.rank}.npz"), found)
+"""
+
+
+def test_two_processes_compute_a_reference_together(pair, digits):
+    images = torch.stack([from_pil(decode(file, file.name, 1)) for file in sorted(digits.rglob("*.png"))])
+    Path("real.npz").write_bytes(pictures.npz_bytes([images], len(images)))
+    for process in pair(DIGITS, "real.npz", source=TOGETHER):
+        process.finish()
+    judge = open_extractor(DIGITS, CPU)
+    alone = features_of(judge, [images], range(60), 60)
+    for name in ("computed-0", "computed-1", "cached-0", "cached-1"):
+        found = read_statistics(Path(f"{name}.npz"))
+        torch.testing.assert_close(found.features, alone.kept, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.statistics.sigma, alone.moments.statistics.sigma, rtol=1e-4, atol=1e-5)
+        assert found.statistics.count == 60
+    assert len(list(Path("cache/statistics").iterdir())) == 1

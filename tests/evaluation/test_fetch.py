@@ -87,8 +87,10 @@ def test_another_content_is_refused_and_removed(server, tmp_path):
 
 
 def test_a_longer_file_on_the_server_does_not_fill_the_disk(server, tmp_path):
+    seen = []
     with pytest.raises(ModelError, match="has the SHA-256"):
-        fetch(server.published(b"short"), tmp_path, INSTEAD)
+        fetch(server.published(b"short"), tmp_path, INSTEAD, lambda *now: seen.append(now))
+    assert len(seen) == 1  # after the first block
 
 
 def test_the_reason_is_said(server, tmp_path):

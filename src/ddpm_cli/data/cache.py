@@ -1,9 +1,11 @@
-"""The cache of decoded images: its location, its contents, and how to remove them.
+"""The cache of decoded images and of what is computed from them: its location, its contents, and how to remove them.
 
 packs/KEY/      decoded images. index.json describes them, and its modification time is their last use. A process that
                 uses them holds a shared lock on it; see `pack.Pack`.
 packs/.KEY.*    an unfinished pack: a process is writing it, or was killed.
 locks/KEY       a file that a process locks while it makes or removes this pack.
+statistics/     features of images that samples are compared with, by evaluation/reference.py.
+extractors/     networks that were downloaded, by evaluation/fetch.py. In both, the modification time is the last use.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ from ddpm_cli.files import lock, parse_json, read_bytes
 
 __all__ = [
     "INDEX",
+    "CachedFile",
     "CachedPack",
     "Outcome",
     "cache_folder",
+    "extractors_folder",
+    "list_files",
     "list_packs",
     "pack_folder",
     "pack_lock",
     "pack_sizes",
     "prune",
+    "prune_files",
     "remove_all_unfinished",
     "remove_unfinished",
     "statistics_folder",
@@ -40,6 +46,7 @@ __all__ = [
 ]
 
 INDEX = "index.json"
+_HOUR = 3600.0
 _KEY = r"[0-9a-f]{32}"
 _UNFINISHED = re.compile(rf"\.({_KEY})\.[0-9a-f]{{8}}\.(?:partial|old)")  # the names of files.new_directory
 
@@ -60,8 +67,52 @@ def statistics_folder(cache: Path) -> Path:
     return cache / "statistics"
 
 
+def extractors_folder(cache: Path) -> Path:
+    """For networks that were downloaded."""
+    return cache / "extractors"
+
+
 def pack_lock(cache: Path, key: str) -> Path:
     return cache / "locks" / key
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file of statistics or of an extractor. bytes: on disk. last_use: seconds since the epoch."""
+
+    path: Path
+    bytes: int
+    last_use: float
+
+    def unused(self, now: float) -> float:
+        """Seconds since its last use; 0 if the clock of another machine is ahead."""
+        return max(0.0, now - self.last_use)
+
+
+def list_files(cache: Path) -> list[CachedFile]:
+    """All statistics and extractors, also unfinished ones, the last used one first."""
+    paths = [path for folder in (statistics_folder(cache), extractors_folder(cache)) for path in folder.glob("*")]
+    found = [
+        CachedFile(path, status.st_size, status.st_mtime)
+        for path in paths
+        if path.suffix != ".lock" and path.is_file() and not path.is_symlink() and (status := _status(path))
+    ]
+    return sorted(found, key=lambda file: file.last_use, reverse=True)
+
+
+def prune_files(cache: Path, unused: float) -> list[CachedFile]:
+    """Remove the statistics and extractors that were not used for `unused` seconds. Returns those that were removed.
+
+    A process that has opened one can go on reading it. An unfinished one is left alone for an hour.
+    """
+    now = time.time()
+    removed = []
+    for file in list_files(cache):
+        if file.unused(now) >= (max(unused, _HOUR) if file.path.name.startswith(".") else unused):
+            with contextlib.suppress(OSError):
+                file.path.unlink()
+                removed.append(file)
+    return removed
 
 
 @dataclass(frozen=True)

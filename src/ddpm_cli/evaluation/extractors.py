@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_cli.data.cache import cache_folder
+from ddpm_cli.data.cache import cache_folder, extractors_folder
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import ModelError, reason
 from ddpm_cli.evaluation.fetch import Published, fetch, sha256_of
@@ -139,7 +139,7 @@ def open_extractor(file: str | Path | None, device: torch.device, progress: OnPr
     No pickled code is run. A TorchScript file is a program too, though one of tensors: trust who made it.
     Raises ModelError.
     """
-    path = fetch(INCEPTION, cache_folder() / "extractors", _INSTEAD, progress) if file is None else Path(file)
+    path = fetch(INCEPTION, extractors_folder(cache_folder()), _INSTEAD, progress) if file is None else Path(file)
     try:
         require_regular(path)
         sha256 = sha256_of(path)

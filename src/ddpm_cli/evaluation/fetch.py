@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import os
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -44,6 +45,8 @@ def fetch(file: Published, folder: Path, instead: str, progress: OnProgress = si
         with lock(path.with_name(f".{file.name}.lock")):
             if not path.exists():
                 _download(file, path, progress)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # its last use
         return path
     except (OSError, http.client.HTTPException) as error:  # URLError, of the network, is an OSError
         why = f"the server answered {error.code}" if isinstance(error, HTTPError) else str(reason(error) or error)
