@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +129,7 @@ def eval(
     Only numbers that were measured alike can be compared, so each says how.
     """
     chosen = _metrics(metrics, samples is not None)
-    if samples is not None and (model or address):
+    if samples is not None and (model or address != os.environ.get("DDPM_MODEL")):
         raise UsageError("--samples is evaluated without a model", "Leave MODEL out, or --samples.")
     if samples is not None and not data:
         raise UsageError("--data is missing: the real images", "Give a folder, or an .npz file with their statistics.")

@@ -66,6 +66,9 @@ def remarks(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
         )
     if samples.origin and samples.origin.repeated:
         yield f"gray images are repeated to the three channels that {samples.origin.extractor} takes"
+    few, many = sorted(found.statistics.count or 0 for found in (samples, reference))
+    if reference.features is not None and 0 < 2 * few < many:
+        yield f"precision and recall depend on the numbers of images, here {few} and {many}; the field takes equal ones"
     if reference.features is None:
         yield f"{reference.name} has no features, so there is no KID, precision or recall"
 
