@@ -277,6 +277,14 @@ class ScheduleConfig(Strict):
         return self.prediction_type != "mean" and self.variance_type != "learned_log"
 
     @property
+    def needs_float32(self) -> bool:
+        """Whether bf16 and TF32 spoil the prediction.
+
+        mu~_t is x_t but for a small difference, which is all that matters, and which their rounding of x_t hides.
+        """
+        return self.prediction_type == "mean"
+
+    @property
     def schedule_name(self) -> str:
         """What people call the betas: linear, quad, cosine, sigmoid, const, jsd, or learned for a list of others."""
         if self.trained_betas is not None:

@@ -190,6 +190,8 @@ def open_run(
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
         opening = world.on_all(lambda: Opening(request, world, where, dry, bar, warn, held, quiet))
         config, resuming, base = world.on_main(opening.decide)
+        if config.schedule.needs_float32:
+            dtype = world.on_all(lambda: pick_dtype(precision, where, exact=True))
         pack = opening.blank_pack(config.data) if dry else opening.packs(config.data)
 
         def trainer_here() -> Trainer:
