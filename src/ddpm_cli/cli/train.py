@@ -23,6 +23,7 @@ Examples:
   ddpm train cats/*.jpg dogs.zip -o runs/pets
   ddpm train digits.zip --preset tiny --size 16 --no-flip --steps 1400
   ddpm train ./images --from google/ddpm-celebahq-256
+  ddpm train ./images --prediction mean --loss vlb --variance learned
 """
 
 # Panels of the help. The options that most runs need come before them, without a panel.
