@@ -51,16 +51,19 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device, exact: bool = False) -> torch.dtype:
     """auto | fp32 | bf16 -> the dtype of matrix products: of the weights for sampling, of autocast for training.
 
     auto is bf16 if the hardware multiplies it faster than float32: CUDA devices with bf16 units, CPUs with AMX tiles or
     AVX512-BF16 dot products. fp32 also turns TF32 off in this process, which makes convolutions on CUDA devices more
-    precise and slower. Raises UsageError for another name.
+    precise and slower. exact: the network needs float32 (`ScheduleConfig.needs_float32`), so auto is fp32.
+    Raises UsageError for another name, and for bf16 if the network needs float32.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is not a precision", "Use auto, fp32 or bf16.")
-    if precision == "fp32":
+    if exact and precision == "bf16":
+        raise UsageError("--precision bf16: a network that predicts the mean of x_{t-1} needs float32", "Leave it out.")
+    if precision == "fp32" or exact:
         # TF32 rounds the inputs of products to a mantissa of 10 bits, which is not float32.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         return torch.float32

@@ -84,6 +84,7 @@ def test_the_everyday_options_of_train_come_first(cli):
         "Options",
         "Images",
         "Training",
+        "Objective",
         "Checkpoints and previews",
         "Common options",
     ]

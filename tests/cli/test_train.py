@@ -188,6 +188,7 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
         "images",
         "prepared",
         "model",
+        "objective",
         "training",
         "previews",
         "device",

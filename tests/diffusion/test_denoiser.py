@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.config import ScheduleConfig, jsd_betas
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
@@ -23,7 +23,7 @@ def constant(output, **config) -> Denoiser:
 
 
 @pytest.mark.parametrize("t", [0, 500, 999, torch.tensor([0, 5, 999])])
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "mean"])
 def test_targets_give_back_the_image_and_the_noise(kind, t):
     """For every prediction type, the target converts back to the x_0 and eps that it was computed from."""
     x_0, eps = draw(3, 1, 4, 4).clamp(-1, 1), draw(3, 1, 4, 4, seed=1)
@@ -32,6 +32,43 @@ def test_targets_give_back_the_image_and_the_noise(kind, t):
     seen = denoiser(denoiser.schedule.q_sample(x_0, t, eps), t)
     torch.testing.assert_close(seen.x_0, x_0, rtol=0, atol=1e-9)
     torch.testing.assert_close(seen.eps, eps, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "jsd"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "mean"])
+@pytest.mark.parametrize("steps", [range(200), [4, 50, 130, 199]])
+def test_an_ideal_network_of_every_kind_gives_the_same_x_0(schedule, kind, steps):
+    """Also where a sampler takes few steps: the network still predicts for the schedule of its training."""
+    betas = {"trained_betas": jsd_betas(200)} if schedule == "jsd" else {"beta_schedule": schedule}
+    config = ScheduleConfig(200, prediction_type=kind, **betas)
+    x_0, eps = draw(4, 1, 4, 4).clamp(-1, 1), draw(4, 1, 4, 4, seed=1)
+    whole = Denoiser.from_config(lambda x_t, t: whole.target(x_0, t.expand(4), eps), config)
+    denoiser, last = whole.subsequence(steps), len(steps) - 1
+    for t in (0, 1, last, torch.tensor([0, 1, 2, last])):
+        x_t = denoiser.schedule.q_sample(x_0, t, eps)
+        seen = denoiser(x_t, t)
+        torch.testing.assert_close(seen.x_0, x_0, rtol=0, atol=1e-8)
+        torch.testing.assert_close(seen.mean, denoiser.schedule.posterior_mean(x_0, x_t, t), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("t", [0, 1, 999, torch.tensor([0, 1, 999])])
+def test_a_predicted_mean_is_the_mean(t):
+    x_t, mean = draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
+    seen = constant(mean, prediction_type="mean")(x_t, t, clip=False)
+    torch.testing.assert_close(seen.mean, mean, rtol=0, atol=1e-12)
+    # In Eq. 7 the posterior of the first step has no variance, so its mean is the image.
+    torch.testing.assert_close(constant(mean, prediction_type="mean")(x_t, 0, clip=False).x_0, mean)
+
+
+def test_a_learned_logarithm_is_relative_to_beta():
+    x_t, values = draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
+    denoiser = constant(torch.cat([x_t, values], 1), variance_type="learned_log")
+    for t in (0, 1, 999):
+        expected = values.exp() * PAPER.betas[t]
+        torch.testing.assert_close(denoiser(x_t, t).log_variance.exp(), expected)
+        torch.testing.assert_close(denoiser(x_t, torch.full((3,), t)).log_variance.exp(), expected)
+    few = denoiser.subsequence([0, 10, 500])
+    assert few.config.variance_type == "fixed_small"
 
 
 def test_clipped_or_not():

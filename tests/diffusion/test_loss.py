@@ -80,6 +80,30 @@ def test_the_likelihood_has_finite_gradients_in_float32(sigma):
     torch.testing.assert_close(mean.grad[tails, 128], -gap[tails] / wide**2, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("x_0", [-1.0, 0.5 / 127.5, 1.0])
+@pytest.mark.parametrize("z", [20, 200, 5000, 5e5])
+def test_the_decoder_has_a_gradient_however_far_off_the_mean_is(x_0, z):
+    """Far below the density's peak, log p(x) is that of the near edge: -z^2 / 2, with slope z / sigma."""
+    sigma = 1e-3
+    edge = 1 / 255 if x_0 < 1 else -1 / 255
+    mean = torch.tensor(x_0 + edge + (z if x_0 < 1 else -z) * sigma, requires_grad=True)
+    log = discretized_log_likelihood(torch.tensor(x_0), mean, torch.tensor(math.log(sigma)))
+    log.backward()
+    expected = -(z**2) / 2 - math.log(z * math.sqrt(2 * math.pi))  # Mills' ratio
+    assert log.item() == pytest.approx(expected, rel=2e-3)
+    assert abs(mean.grad.item()) == pytest.approx(z / sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("log_sigma", [-40.0, -15.0, 5.0, 80.0])
+@pytest.mark.parametrize("mean", [-50.0, 0.0, 3.0])
+def test_the_decoder_is_finite_for_every_variance(mean, log_sigma):
+    x_0 = torch.tensor([-1.0, 0.5 / 127.5, 1.0])
+    inputs = [torch.full((3,), value, requires_grad=True) for value in (mean, log_sigma)]
+    log = discretized_log_likelihood(x_0, *inputs)
+    log.sum().backward()
+    assert all(value.isfinite().all() for value in (log, *(tensor.grad for tensor in inputs)))
+
+
 def test_the_bound_is_zero_where_the_model_is_the_posterior():
     x_0, eps, t = pixels(3, 1, 4, 4), draw(3, 1, 4, 4), torch.tensor([1, 500, 999])
     x_t = PAPER.q_sample(x_0, t, eps)
@@ -112,7 +136,7 @@ def test_the_bound_of_a_wrong_eps_is_equation_12():
     torch.testing.assert_close(bound_term(PAPER, x_0, x_t, t, mean, log_variance), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "mean"])
 def test_the_loss_is_the_error_of_what_is_predicted(kind):
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     off = 0.0
@@ -123,11 +147,33 @@ def test_the_loss_is_the_error_of_what_is_predicted(kind):
     assert training_loss(denoiser, x_0, t, eps).mean().item() == pytest.approx(0.25, rel=1e-6)
 
 
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_log", "learned_range"])
+def test_the_vlb_is_the_sum_of_its_terms(variance):
+    """Over all t, the mean of T times a term is the sum of the terms: KL divergences, and the decoder at t=0."""
+    T = 5
+    config = ScheduleConfig(T, beta_end=0.5, variance_type=variance)
+    x_0, eps, output = pixels(1, 1, 4, 4).repeat(T, 1, 1, 1), draw(T, 1, 4, 4), draw(T, 2, 4, 4, seed=1)
+    denoiser = Denoiser.from_config(lambda x, t: output if config.learns_variance else output[:, :1], config)
+    t, schedule = torch.arange(T), denoiser.schedule
+    x_t = schedule.q_sample(x_0, t, eps)
+    seen = denoiser(x_t, t, clip=False)
+    bits = 0.0
+    for i in range(T):
+        one = Normal(seen.mean[i], (seen.log_variance.expand_as(x_0)[i] / 2).exp())
+        if i:
+            mean = schedule.posterior_mean(x_0[i], x_t[i], i)
+            nats = kl_divergence(Normal(mean, schedule.posterior_variance[i].sqrt()), one)
+        else:
+            nats = -discretized_log_likelihood(x_0[0], one.loc, one.scale.log())
+        bits += nats.mean().item() / math.log(2)
+    assert training_loss(denoiser, x_0, t, eps, "vlb").mean().item() == pytest.approx(bits, rel=1e-9)
+
+
 def test_the_bound_trains_only_the_variance():
     """L_hybrid: the prediction has the gradient of L_simple, and the variance has that of the bound."""
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 5, 500, 999])
     output = draw(4, 2, 4, 4, seed=2).requires_grad_()
-    training_loss(Denoiser.from_config(lambda x, t: output, LEARNED), x_0, t, eps).mean().backward()
+    training_loss(Denoiser.from_config(lambda x, t: output, LEARNED), x_0, t, eps, "hybrid").mean().backward()
     hybrid = output.grad.clone()
     output.grad = None
     torch.nn.functional.mse_loss(output[:, :1], eps).backward()
@@ -143,6 +189,6 @@ def test_learning_the_variance_finds_the_right_one():
     optimizer = torch.optim.Adam([values], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        training_loss(denoiser, x_0, t, eps).mean().backward()
+        training_loss(denoiser, x_0, t, eps, "hybrid").mean().backward()
         optimizer.step()
     assert values.mean().item() == pytest.approx(-1, abs=0.05)

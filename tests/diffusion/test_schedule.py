@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.config import ScheduleConfig, jsd_betas
 from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm_cli.errors import ModelError
@@ -29,6 +29,16 @@ def test_betas_are_those_of_diffusers(kind):
     theirs = DDPMScheduler(beta_schedule=kind).betas
     ours = make_betas(ScheduleConfig(beta_schedule=kind))
     torch.testing.assert_close(ours.float(), theirs, rtol=3e-4, atol=1e-7)  # theirs are float32
+
+
+@pytest.mark.parametrize("T", [1, 2, 10, 1000])
+def test_the_betas_of_sohl_dickstein_remove_the_signal_evenly(T):
+    """beta_t = 1 / (T - t + 1) leaves (T - t) / T of the signal's variance; the last one is 0.999 and not 1."""
+    config = ScheduleConfig(T, trained_betas=jsd_betas(T))
+    left = (T - 1 - torch.arange(T, dtype=torch.float64)) / T
+    left[-1] = 0.001 / T
+    torch.testing.assert_close(NoiseSchedule.from_config(config).alphas_cumprod, left, rtol=1e-10, atol=0)
+    assert config.schedule_name == "jsd"
 
 
 @pytest.mark.parametrize("t", [0, 1, 250, 999])

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 import hub_server
 from conftest import SMALL, write_model
 from ddpm_cli import DDPM
-from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.config import ScheduleConfig, jsd_betas
 from ddpm_cli.models.card import CARD, PREVIEW, is_generated, model_card, read_card
 from ddpm_cli.models.facts import facts, words
 from ddpm_cli.models.recipe import RECIPE, read_recipe
@@ -76,8 +76,11 @@ def test_info_of_a_run(cli, finished_run):
     ("schedule", "expected"),
     [
         (ScheduleConfig(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"), "the velocity, v"),
-        (ScheduleConfig(beta_schedule="squaredcos_cap_v2"), "1000 steps, squaredcos_cap_v2\n"),
-        (ScheduleConfig(2, trained_betas=(0.1, 0.2)), "2 steps, trained_betas\n"),
+        (ScheduleConfig(beta_schedule="squaredcos_cap_v2"), "1000 steps, cosine\n"),
+        (ScheduleConfig(2, trained_betas=(0.1, 0.2)), "2 steps, a list of betas\n"),
+        (ScheduleConfig(20, trained_betas=jsd_betas(20)), "20 steps, beta_t = 1 / (T - t + 1)\n"),
+        (ScheduleConfig(beta_start=0.02), "1000 steps, constant, beta 0.02\n"),
+        (ScheduleConfig(prediction_type="mean"), "the mean of x_{t-1}, mu~_t\n"),
         (ScheduleConfig(thresholding=True), "dynamic thresholding"),
         (ScheduleConfig(clip_sample=False), "not limited"),
     ],

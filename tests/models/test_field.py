@@ -4,7 +4,7 @@ The network output is the same, and with the same noise so are the images of eac
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from conftest import randomize
+from conftest import SMALL as TINY
+from conftest import randomize, write_model
 from ddpm_cli import DDPM
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError
@@ -437,3 +438,34 @@ def test_one_shard_means_all(course):
     before = sample(course)
     sharded(course)
     assert torch.equal(sample(course / "unet" / f"{WEIGHTS}-00002-of-00003.safetensors"), before)
+
+
+OURS = {
+    "mean": ScheduleConfig(20, prediction_type="mean"),
+    "learned_log": ScheduleConfig(20, variance_type="learned_log"),
+    "both": ScheduleConfig(20, prediction_type="mean", variance_type="learned_log"),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "RGB"])
+@pytest.mark.parametrize("kind", OURS)
+def test_diffusers_refuses_what_it_does_not_have(tmp_path, kind, channels):
+    """Its pipeline does not load the model, and its scheduler alone does not sample it: no other images come out."""
+    schedule = OURS[kind]
+    config = replace(TINY, in_channels=channels, out_channels=channels * (2 if schedule.learns_variance else 1))
+    folder = write_model(tmp_path / "model", config, schedule)
+    assert DDPM.from_pretrained(folder).schedule_config == schedule
+    with pytest.raises(ValueError, match="`ddpm_cli` has no class `NoiseSchedule`"):
+        DDPMPipeline.from_pretrained(folder)
+    network = UNet2DModel.from_pretrained(folder, subfolder="unet")
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    scheduler.set_timesteps(2)
+    x_t = torch.randn(1, channels, 8, 8)
+
+    def loop(x_t):
+        for t in scheduler.timesteps:
+            x_t = scheduler.step(network(x_t, t).sample, t, x_t).prev_sample
+
+    with pytest.raises((ValueError, RuntimeError), match=r"prediction_type given as mean|channels|match the size"):
+        loop(x_t)
+    assert "diffusers" not in (folder / "README.md").read_text()

@@ -28,6 +28,7 @@ SETTINGS = {
     "ema_decay": 0.5,
     "grad_clip": 2.0,
     "seed": 3,
+    "loss": "vlb",
     "save_every": 2,
     "sample_every": 2,
     "log_every": 2,
@@ -69,7 +70,7 @@ def test_notes_are_the_same_in_python_and_in_the_shell(cli, digits, quick_model,
     options = {"start_from": str(quick_model), "steps": 1, "batch_size": 4, "precision": "fp32"}
     found = []
     train("images", "run", on_note=found.append, **options)
-    assert [note.split()[0] for note in found] == [*["left"] * 6, "few", str(Path.cwd() / "run"), "the"]
+    assert [note.split()[0] for note in found] == [*["left"] * 6, "few", "x_T", str(Path.cwd() / "run"), "the"]
     _, _, err = cli(
         *("train", "images", "-o", "run", "--from", quick_model, "--steps", 1, "--batch-size", 4, "--force"),
         *("--precision", "fp32"),

@@ -16,9 +16,11 @@ from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
 from ddpm_cli.signals import stop_signals
 from ddpm_cli.text import and_more, in_bytes
+from ddpm_cli.training.objective import named
 from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
+    from ddpm_cli.config import RunConfig
     from ddpm_cli.training.events import Event
     from ddpm_cli.training.rehearsal import Rehearsal
     from ddpm_cli.training.run import Run
@@ -55,10 +57,19 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
     return {
         "prepared": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
         "model": f"{about}{f', from {config.base}' if config.base else ''}",
+        "objective": _objective(config),
         "training": f"{train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}",
         "previews": _previews(trainer),
         "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
     }
+
+
+def _objective(config: RunConfig) -> str:
+    """The loss and the schedule in the words of the options."""
+    has = named(config.schedule)
+    betas = [f"{has[key]:g}" for key in ("beta_start", "beta_end") if has[key] is not None]
+    schedule = " ".join([has["schedule"], *([f"({' to '.join(betas)})"] if betas else [])])
+    return f"{config.train.loss} loss, predicts {has['prediction']}, variance {has['variance']}, schedule {schedule}"
 
 
 def _previews(trainer: Trainer) -> str:
@@ -177,6 +188,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
     trainer = run.trainer
     total = run.config.train.steps
     loss: float | None = None
+    unit = " bits/dim" if run.config.train.loss == "vlb" else ""
     estimated = False
     drawing: int | None = None  # the step whose samples are being drawn
     started = printed = time.monotonic()
@@ -192,7 +204,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                     drawing = None
                     loss = event.loss
                     speed = f"{event.images_per_second:.0f} images/s"
-                    status = f"loss {loss:.4f}  {speed}  ETA {_duration(event.seconds_left)}"
+                    status = f"loss {loss:.4f}{unit}  {speed}  ETA {_duration(event.seconds_left)}"
                     what = "stopping" if caught else "training"
                     update(event.step, what=what, status=status)
                     if not estimated and time.monotonic() - started > 5:

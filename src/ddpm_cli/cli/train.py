@@ -23,11 +23,13 @@ Examples:
   ddpm train cats/*.jpg dogs.zip -o runs/pets
   ddpm train digits.zip --preset tiny --size 16 --no-flip --steps 1400
   ddpm train ./images --from google/ddpm-celebahq-256
+  ddpm train ./images --prediction mean --loss vlb --variance learned
 """
 
 # Panels of the help. The options that most runs need come before them, without a panel.
 _IMAGES: dict[str, Any] = {"rich_help_panel": "Images"}
 _TRAINING: dict[str, Any] = {"rich_help_panel": "Training"}
+_OBJECTIVE: dict[str, Any] = {"rich_help_panel": "Objective"}
 _CHECKPOINTS: dict[str, Any] = {"rich_help_panel": "Checkpoints and previews"}
 
 
@@ -154,6 +156,62 @@ def train(
             **_TRAINING,
         ),
     ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            "--prediction",
+            metavar="NAME",
+            help="What the network predicts: epsilon (the noise), sample (x_0), v, or mean (of x_{t-1}). "
+            "Default: the preset's.",
+            **_OBJECTIVE,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="NAME",
+            help="simple (Eq. 14), vlb (the bound, Eq. 5) or hybrid (simple, and the bound for the variance). "
+            "Default: simple; hybrid if the variance is learned.",
+            **_OBJECTIVE,
+        ),
+    ] = None,
+    variance: Annotated[
+        str | None,
+        typer.Option(
+            "--variance",
+            metavar="NAME",
+            help="Of the reverse process: fixed-large, fixed-small, learned or learned-range. Default: the preset's.",
+            **_OBJECTIVE,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="NAME",
+            help="The noise schedule: linear (default), cosine, quad, sigmoid, const or jsd.",
+            **_OBJECTIVE,
+        ),
+    ] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            "--timesteps",
+            parser=options.parse_count,
+            metavar="T",
+            help="Steps of the diffusion. Default: 1000.",
+            **_OBJECTIVE,
+        ),
+    ] = None,
+    beta_start: Annotated[
+        float | None,
+        typer.Option("--beta-start", metavar="BETA", help="The first beta. Default: 1e-4, times 1000/T.", **_OBJECTIVE),
+    ] = None,
+    beta_end: Annotated[
+        float | None,
+        typer.Option("--beta-end", metavar="BETA", help="The last beta. Default: 0.02, times 1000/T.", **_OBJECTIVE),
+    ] = None,
     save_every: Annotated[
         int | None,
         typer.Option(
@@ -240,19 +298,30 @@ def train(
             "batch_size": batch_size,
             "accumulate": accumulate,
             "lr": lr,
+            "loss": loss,
             "seed": seed,
             "save_every": save_every,
             "sample_every": sample_every,
             "keep": keep,
             "keep_every": keep_every,
         },
+        "objective": {
+            "prediction": prediction,
+            "variance": variance,
+            "schedule": schedule,
+            "timesteps": timesteps,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+        },
     }
-    data, settings = ({key: value for key, value in asked[part].items() if value is not None} for part in asked)
+    data, settings, objective = (
+        {key: value for key, value in asked[part].items() if value is not None} for part in asked
+    )
 
     from ddpm_cli.distributed import process_group
     from ddpm_cli.training.request import Request
 
-    request = Request(images, output, data, settings, preset, start_from, resume, force, strict)
+    request = Request(images, output, data, settings, preset, start_from, resume, force, strict, objective)
     with process_group() as world:
         console = Console("train", as_json, quiet or not world.is_main)
         code = _train(request, world, console, device, precision, tensorboard, dry_run)

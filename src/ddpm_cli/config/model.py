@@ -13,7 +13,15 @@ from typing import Annotated, Any, Self
 from ddpm_cli.config.strict import Positive, Strict, between, one_of, shown
 from ddpm_cli.errors import ModelError
 
-__all__ = ["DIFFUSERS_VERSION", "ImageSize", "ScheduleConfig", "UNetConfig", "require_match"]
+__all__ = [
+    "DIFFUSERS_VERSION",
+    "LARGEST_BETA",
+    "ImageSize",
+    "ScheduleConfig",
+    "UNetConfig",
+    "jsd_betas",
+    "require_match",
+]
 
 # Far larger than known models. A larger value could use up all memory before an error is reported.
 ImageSize = Annotated[int, between(1, 4096)]  # pixels, square
@@ -204,14 +212,18 @@ def _why_not(kind: object) -> str | None:
     return "ddpm runs the unconditional UNet2DModel of diffusers." if "Model" in text else None
 
 
-_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")  # see `schedule.make_betas`
+# The betas by diffusers' names, see `schedule.make_betas`, and what people call them.
+_BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+LARGEST_BETA = 0.999  # where a formula gives 1; the cap of the cosine schedule (Nichol and Dhariwal 2021, Section 3.2)
 # sigma_t^2 of the reverse process. fixed_small: beta~_t, fixed_large: beta_t (Section 3.2 of the paper).
 # learned: the second half of the network's channels is the variance itself, as in diffusers. learned_range: it
 # interpolates log sigma_t^2 from log beta~_t at -1 to log beta_t at 1 (Nichol and Dhariwal 2021, Eq. 15).
-_VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
+# learned_log, which diffusers does not have: it is log(sigma_t^2 / beta_t).
+_VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range", "learned_log")
 # epsilon: the noise (the paper). sample: the clean image x_0.
 # v_prediction: sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022).
-_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+# mean, which diffusers does not have: mu~_t (Eq. 7), the mean of x_{t-1}.
+_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "mean")
 
 
 @dataclass(frozen=True)
@@ -259,6 +271,27 @@ class ScheduleConfig(Strict):
         """Whether the second half of the network's channels is for the variance."""
         return self.variance_type.startswith("learned")
 
+    @property
+    def in_diffusers(self) -> bool:
+        """Whether diffusers can sample such a model. It stops with an error at the others."""
+        return self.prediction_type != "mean" and self.variance_type != "learned_log"
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether bf16 and TF32 spoil the prediction.
+
+        mu~_t is x_t but for a small difference, which is all that matters, and which their rounding of x_t hides.
+        """
+        return self.prediction_type == "mean"
+
+    @property
+    def schedule_name(self) -> str:
+        """What people call the betas: linear, quad, cosine, sigmoid, const, jsd, or learned for a list of others."""
+        if self.trained_betas is not None:
+            return "jsd" if self.trained_betas == jsd_betas(self.num_train_timesteps) else "learned"
+        constant = self.beta_schedule == "linear" and self.beta_start == self.beta_end
+        return "const" if constant else _BETA_SCHEDULES[self.beta_schedule]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a scheduler_config.json. Raises ModelError for a key or a value that is not supported."""
@@ -287,6 +320,14 @@ class ScheduleConfig(Strict):
         # The sampler `ddpm` takes the same steps as diffusers with this.
         spacing = {"rescale_betas_zero_snr": False, "timestep_spacing": "trailing", "steps_offset": 0}
         return header | super().to_dict() | spacing
+
+
+def jsd_betas(T: int) -> tuple[float, ...]:
+    """1/T, 1/(T-1), …, 1: each step removes the same part of the signal (Sohl-Dickstein et al. 2015, Section 2.4.1).
+
+    So alphas_cumprod falls linearly to 0. The last beta is capped, since a beta of 1 would leave no signal at all.
+    """
+    return tuple(min(1 / (T - t), LARGEST_BETA) for t in range(T))
 
 
 def require_match(unet: UNetConfig, schedule: ScheduleConfig) -> None:

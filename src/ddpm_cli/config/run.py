@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from ddpm_cli.config.model import ImageSize, ScheduleConfig, UNetConfig, require_match
 from ddpm_cli.config.strict import Check, Count, Positive, Strict, at_least, between, one_of
@@ -45,6 +46,7 @@ class TrainConfig(Strict):
     steps: Count  # total, also of a resumed run
     batch_size: Count
     lr: Positive  # of Adam, after the warm-up
+    loss: Annotated[str, one_of("simple", "vlb", "hybrid")] = "simple"  # see `training_loss`
     accumulate: Count = 1  # parts of each batch, for gradient accumulation
     lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0
     ema_decay: Annotated[float, between(0, 1)] = 0.9999
@@ -81,6 +83,21 @@ class RunConfig(Strict):
             if here != there:
                 raise ModelError(f"data: {name}={here}: the network (unet) is made for {there}")
         require_match(self.unet, self.schedule)
+        if (self.train.loss == "simple" and self.schedule.learns_variance) or (
+            self.train.loss == "hybrid" and not self.schedule.learns_variance
+        ):
+            raise ModelError(
+                f"train: loss={self.train.loss!r}: does not fit variance_type={self.schedule.variance_type!r}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        train, schedule = values.get("train"), values.get("schedule")
+        if isinstance(train, Mapping) and "loss" not in train and isinstance(schedule, Mapping):
+            # A run that began before there was a choice.
+            learned = str(schedule.get("variance_type")).startswith("learned")
+            values = {**values, "train": {**train, "loss": "hybrid" if learned else "simple"}}
+        return super().from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).to_dict() for name in ("data", "train", "unet", "schedule")}

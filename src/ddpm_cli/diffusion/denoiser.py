@@ -22,13 +22,16 @@ class Denoiser:
 
     network: (x_t, t) -> (B, C, H, W), the quantity that `config.prediction_type` names; (B, 2C, H, W) if it
     learned the variance. t is (B,) int64, or (1,) for one step of the whole batch. schedule: that of the configuration,
-    or a subsequence of it.
+    or a subsequence of it. trained: that of the configuration, if `schedule` is a subsequence.
     """
 
-    def __init__(self, network: Network, schedule: NoiseSchedule, config: ScheduleConfig) -> None:
+    def __init__(
+        self, network: Network, schedule: NoiseSchedule, config: ScheduleConfig, trained: NoiseSchedule | None = None
+    ) -> None:
         self.network = network
         self.schedule = schedule
         self.config = config
+        self.trained = trained or schedule
 
     @classmethod
     def from_config(cls, network: Network, config: ScheduleConfig) -> Denoiser:
@@ -48,12 +51,14 @@ class Denoiser:
         return Prediction(self, x_t, t, output, clip)
 
     def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-        """The training target by `prediction_type`: eps (Eq. 14), x_0, or v. Shape and dtype of x_0."""
+        """The training target by `prediction_type`: eps (Eq. 14), x_0, mu~_t (Eq. 7) or v. Shape and dtype of x_0."""
         match self.config.prediction_type:
             case "epsilon":
                 return eps
             case "sample":
                 return x_0
+            case "mean":
+                return self.schedule.posterior_mean(x_0, self.schedule.q_sample(x_0, t, eps), t)
             case _:  # v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022)
                 abar, one_minus = self.schedule.marginal(t, x_0)
                 return abar * eps - one_minus * x_0
@@ -68,9 +73,9 @@ class Denoiser:
         """
         schedule = self.schedule.subsequence(timesteps)
         gaps = len(timesteps) < timesteps[-1] + 1
-        single = gaps and self.config.variance_type in ("fixed_large", "learned")
+        single = gaps and self.config.variance_type in ("fixed_large", "learned", "learned_log")
         config = replace(self.config, variance_type="fixed_small") if single else self.config
-        return Denoiser(self.network, schedule, config)
+        return Denoiser(self.network, schedule, config, self.trained)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +103,21 @@ class Prediction:
 
     @cached_property
     def x_0(self) -> Tensor:
-        """The clean image, (B, C, H, W). For a network that predicts eps this is Eq. 15."""
+        """The clean image, (B, C, H, W). For a network that predicts eps this is Eq. 15.
+
+        For one that predicts mu~_t it is Eq. 7 solved for x_0. The network knows the mean of a single step of the
+        schedule of its training, so that schedule's coefficients solve it, also where the sampler takes longer steps.
+        """
         match self.denoiser.config.prediction_type:
             case "epsilon":
                 abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
                 x_0 = (self.x_t - one_minus * self.output) / abar
             case "sample":
                 x_0 = self.output
+            case "mean":
+                steps = self.denoiser.schedule.timesteps
+                at = int(steps[self.t]) if isinstance(self.t, int) else self.denoiser.schedule.timesteps_at(self.t)
+                x_0 = self.denoiser.trained.x_0_from_mean(self.output, self.x_t, at)
             case _:  # v is a rotation of (x_0, eps); this rotates it back
                 abar, one_minus = self.denoiser.schedule.marginal(self.t, self.x_t)
                 x_0 = abar * self.x_t - one_minus * self.output
@@ -120,19 +133,27 @@ class Prediction:
     def mean(self) -> Tensor:
         """mu_theta(x_t, t), the mean of p(x_{t-1} | x_t): mu~_t of Eq. 7 for the predicted x_0.
 
-        This is Eq. 11 if the network predicts eps and x_0 is not clipped.
+        If x_0 is not clipped, this is Eq. 11 for a network that predicts eps, and the output itself for one that
+        predicts mu~_t.
         """
         return self.denoiser.schedule.posterior_mean(self.x_0, self.x_t, self.t)
 
     @cached_property
     def log_variance(self) -> Tensor | float:
-        """log sigma_t^2: like x_t if it is learned; else a float for one t, and (B, 1, 1, 1) for a tensor of them."""
+        """log sigma_t^2: like x_t if it is learned; else a float for one t, and (B, 1, 1, 1) for a tensor of them.
+
+        learned_log: the output is log(sigma_t^2 / beta_t), a diagonal without bounds as in the authors' code. Their
+        output is log sigma_t^2 itself. A network starts at an output of 0, which is the large fixed variance here, and
+        would be a variance of 1 there: 10,000 times too large at the first step of the paper's schedule.
+        """
         schedule, kind = self.denoiser.schedule, self.denoiser.config.variance_type
         if self.values is None or not self.denoiser.config.learns_variance:
             return schedule.log_variance(self.t, self.x_t, large=kind == "fixed_large")
         if kind == "learned":  # the variance itself, as diffusers reads it
             return self.values.clamp(min=1e-20).log()
         small, large = schedule.log_variance_range(self.t, self.x_t)
+        if kind == "learned_log":
+            return self.values + large  # type: ignore[no-any-return]
         fraction: Tensor = (self.values + 1) / 2
         return fraction * large + (1 - fraction) * small  # type: ignore[no-any-return]  # Nichol and Dhariwal, Eq. 15
 

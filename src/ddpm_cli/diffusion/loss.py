@@ -1,4 +1,4 @@
-"""The training loss, L_simple or L_hybrid, and the terms of the variational bound."""
+"""The training loss, L_simple, L_vlb or L_hybrid, and the terms of the variational bound."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ __all__ = ["bound_term", "discretized_log_likelihood", "gaussian_kl", "training_
 LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Section 3.1)
 
 
-def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """L_simple of each image: (eps - eps_theta(x_t, t))^2, averaged over its values (Eq. 14; line 5 of Algorithm 1).
+def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss: str = "simple") -> Tensor:
+    """The loss of each image, by its name in `TrainConfig`: (B,) float32.
 
-    For a network that predicts x_0 or v, the same error of x_0 or v. For a network that also learns the variance,
-    L_hybrid = L_simple + 0.001 L_vlb, where L_vlb trains only the variance (Nichol and Dhariwal 2021, Eq. 16).
+    simple   L_simple: (eps - eps_theta(x_t, t))^2, averaged over the values (Eq. 14; line 5 of Algorithm 1). For
+             another prediction, the same error of x_0, v or mu~_t. On average 1 for a network that predicts eps = 0,
+             near 0.03 for a good one on photographs. It does not train a learned variance.
+    vlb      L_vlb: the bound of Eq. 5 in bits per dimension, estimated by T times its term at t. Without L_T.
+    hybrid   L_simple + 0.001 L_vlb, where L_vlb trains only the variance (Nichol and Dhariwal 2021, Eq. 16).
 
-    x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T). Returns (B,) float32: on average 1 for a network
-    that predicts eps = 0, near 0.03 for a good one on photographs.
+    x_0, eps: (B, C, H, W), x_0 in [-1, 1]; t: (B,) int64 in [0, T), uniform.
     """
     schedule = denoiser.schedule
     x_t = schedule.q_sample(x_0, t, eps)
     prediction = denoiser(x_t, t, clip=False)
-    loss = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
-    if prediction.values is not None:
-        # t is uniform, so T times one term is an estimate of L_vlb, the sum over t (in bits, as in their code).
-        term = bound_term(schedule, x_0, x_t, t, prediction.mean.detach(), prediction.log_variance)
-        loss = loss + LAMBDA * schedule.T * term / math.log(2)
-    return loss
+
+    def vlb(mean: Tensor) -> Tensor:
+        term = bound_term(schedule, x_0, x_t, t, mean, prediction.log_variance)
+        return schedule.T * term / math.log(2)
+
+    if loss == "vlb":
+        return vlb(prediction.mean)
+    simple = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
+    return simple + LAMBDA * vlb(prediction.mean.detach()) if loss == "hybrid" else simple
 
 
 def bound_term(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.config import LARGEST_BETA, ScheduleConfig
 from ddpm_cli.errors import ModelError
 
 __all__ = ["NoiseSchedule", "make_betas"]
@@ -35,7 +35,7 @@ def make_betas(config: ScheduleConfig) -> Tensor:
             return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
         case "squaredcos_cap_v2":
             f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-            return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+            return (1 - f[1:] / f[:-1]).clamp(max=LARGEST_BETA)
         case _:  # sigmoid
             return torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)) * (end - start) + start
 
@@ -135,6 +135,14 @@ class NoiseSchedule:
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
         """mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0) (Eq. 7). With x_0 from Eq. 15 it is mu_theta of Eq. 11."""
         return self._at("posterior_mean_coef_x_0", t, x_t) * x_0 + self._at("posterior_mean_coef_x_t", t, x_t) * x_t
+
+    def x_0_from_mean(self, mean: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """The x_0 whose posterior mean (Eq. 7) is `mean`: the inverse of `posterior_mean`. Like x_t.
+
+        It multiplies an error of the mean by up to 1 / (beta_t sqrt(abar_{t-1})): 8,000 at T in the paper's schedule.
+        """
+        mine = mean - self._at("posterior_mean_coef_x_t", t, x_t) * x_t
+        return mine / self._at("posterior_mean_coef_x_0", t, x_t)
 
     def log_variance(self, t: Tensor | int, like: Tensor, large: bool) -> Tensor | float:
         """A fixed log sigma_t^2 of the reverse process: log beta~_t, or log beta_t if `large` (Section 3.2).

@@ -77,9 +77,9 @@ def model_card(
         how = f"fine-tuned from {base.split('@')[0]}" if base else "trained"
         on += printable(f", {how} on {trained['images'].get('count')} images ({trained['images'].get('name')})")
     where = address or "path/to/this/folder"
-    in_diffusers = not isinstance(model["attention_head_dim"], tuple)  # diffusers raises an error on a list
+    in_diffusers = model["in_diffusers"]
     metadata = ModelCardData(
-        library_name="diffusers",
+        library_name="diffusers" if in_diffusers else "ddpm-cli",
         pipeline_tag="unconditional-image-generation",
         tags=["ddpm", "diffusion", "unconditional-image-generation", "ddpm-cli"],
         base_model=base.split("@")[0] if "/" in base else None,

@@ -69,8 +69,8 @@ class DDPM:
     def load(cls, located: hub.Located, device: str = "auto", precision: str = "auto", weights: str = "ema") -> DDPM:
         """Load a model that `hub.resolve` found; the other arguments are those of `from_pretrained`."""
         where = pick_device(device)
-        dtype = pick_dtype(precision, where)
         unet, schedule = read_model(located.folder, located.files, weights)
+        dtype = pick_dtype(precision, where, schedule.needs_float32)
         original = unet.state_dict()
         return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
 

@@ -12,12 +12,18 @@ from ddpm_cli.nn.unet import UNet
 
 __all__ = ["facts", "words"]
 
-_PREDICTS = {"epsilon": "the noise, eps", "sample": "the clean image, x_0", "v_prediction": "the velocity, v"}
+_PREDICTS = {
+    "epsilon": "the noise, eps",
+    "sample": "the clean image, x_0",
+    "v_prediction": "the velocity, v",
+    "mean": "the mean of x_{t-1}, mu~_t",
+}
 _VARIANCE = {
     "fixed_small": "fixed, the small one (beta~_t)",
     "fixed_large": "fixed, the large one (beta_t)",
     "learned": "learned",
     "learned_range": "learned, between beta~_t and beta_t",
+    "learned_log": "learned, as log(sigma_t^2 / beta_t)",
 }
 
 
@@ -40,6 +46,7 @@ def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
         "attention_head_dim": unet.attention_head_dim,
         "dropout": unet.dropout,
         "T": schedule.num_train_timesteps,
+        "schedule": schedule.schedule_name,
         "beta_schedule": "trained_betas" if schedule.trained_betas else schedule.beta_schedule,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
@@ -48,6 +55,7 @@ def facts(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, Any]:
         "clip_sample": schedule.clip_sample,
         "clip_sample_range": schedule.clip_sample_range,
         "thresholding": schedule.thresholding,
+        "in_diffusers": schedule.in_diffusers and not isinstance(unet.attention_head_dim, tuple),
     }
 
 
@@ -55,7 +63,6 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
     """The facts in words, one line each."""
     channels = ", ".join(map(str, model["block_out_channels"]))
     attention = ", ".join(f"{size}x{size}" for size in model["attention"]) or "no resolution"
-    betas = f", beta from {model['beta_start']:g} to {model['beta_end']:g}" if "_" not in _kind(model) else ""
     count = f"{model['parameters'] / 1e6:.1f}M" if model["parameters"] >= 1e5 else str(model["parameters"])
     blocks = model["layers_per_block"]
     limits = "not limited"
@@ -69,7 +76,7 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
         "channels": channels,
         "attention": f"at {attention}, {_heads(model['attention_head_dim'])}",
         "predicts": _PREDICTS[model["prediction_type"]],
-        "schedule": f"{model['T']} steps, {_kind(model)}{betas}",
+        "schedule": f"{model['T']} steps, {_betas(model)}",
         "variance": _VARIANCE[model["variance_type"]],
         "x_0": limits,
     }
@@ -81,6 +88,15 @@ def _heads(head_dim: int | Sequence[int] | None) -> str:
     return f"heads of {head_dim if isinstance(head_dim, int) else ', '.join(map(str, head_dim))} channels"
 
 
-def _kind(model: Mapping[str, Any]) -> str:
-    """The kind of the schedule in words. Only kinds without beta_start and beta_end have a `_` in this name."""
-    return {"scaled_linear": "linear in sqrt(beta)"}.get(model["beta_schedule"], str(model["beta_schedule"]))
+def _betas(model: Mapping[str, Any]) -> str:
+    """The noise schedule in words."""
+    between = f"beta from {model['beta_start']:g} to {model['beta_end']:g}"
+    return {
+        "linear": f"linear, {between}",
+        "quad": f"linear in sqrt(beta), {between}",
+        "sigmoid": f"sigmoid, {between}",
+        "cosine": "cosine",
+        "const": f"constant, beta {model['beta_end']:g}",
+        "jsd": "beta_t = 1 / (T - t + 1)",
+        "learned": "a list of betas",
+    }[model["schedule"]]

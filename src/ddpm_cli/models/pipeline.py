@@ -1,6 +1,7 @@
 """Writes a model as a diffusers pipeline directory, with a model card for the Hub.
 
-It has model_index.json, unet/ and scheduler/, and `DDPMPipeline.from_pretrained` loads it.
+It has model_index.json, unet/ and scheduler/, and `DDPMPipeline.from_pretrained` loads it, or refuses it if diffusers
+cannot sample it (`ScheduleConfig.in_diffusers`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,16 @@ _INDEX = {
     "unet": ["diffusers", "UNet2DModel"],
 }
 
+# Instead of the scheduler, for a model that diffusers cannot sample: then its pipelines refuse to load it.
+# Their scheduler refuses `mean` only at its first step, and a learned_log only by the shape of what follows.
+_OURS = ["ddpm_cli", "NoiseSchedule"]
+
 
 def configurations(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, bytes]:
     """The JSON files of a pipeline, by name."""
     values = {"model_index.json": _INDEX, "unet/config.json": unet.to_dict()}
+    if not schedule.in_diffusers:
+        values["model_index.json"] = _INDEX | {"scheduler": _OURS}
     values["scheduler/scheduler_config.json"] = schedule.to_dict()
     return {name: json_bytes(value) for name, value in values.items()}
 

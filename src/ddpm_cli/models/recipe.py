@@ -42,6 +42,13 @@ def _published(base: str | None) -> str | None:
     return f"{run}, {name}" if checkpoints == CHECKPOINTS else name
 
 
+_LOSSES = {
+    "simple": "L_simple",
+    "vlb": "the variational bound",
+    "hybrid": "L_simple, and the variational bound for the variance",
+}
+
+
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
     """A recipe in words, one line for each value. Missing values are left out."""
     images, train = values.get("images", {}), values.get("train", {})
@@ -51,6 +58,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "prepared": _joined("{0}x{0}, {1}", images.get("size"), images.get("fit")),
         "held out": _joined("{} of all images", images.get("holdout") or None),
         "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
+        "loss": _LOSSES.get(str(train.get("loss"))),
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
         "EMA decay": train.get("ema_decay"),

@@ -55,7 +55,8 @@ def _kept(trainer: Trainer, images: int) -> int:
     x_0, t = torch.zeros((images, *trainer.pack.shape)), torch.zeros(images, dtype=torch.int64)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with autocast(trainer.device, trainer.dtype), hooks:
-        loss = training_loss(Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule), x_0, t, x_0)
+        denoiser = Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule)
+        loss = training_loss(denoiser, x_0, t, x_0, trainer.config.train.loss)
     del loss  # only now: a freed address could be used again
     return sum(kept.values())
 

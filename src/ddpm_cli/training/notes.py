@@ -14,6 +14,7 @@ from ddpm_cli.training.trainer import Trainer
 __all__ = ["disk_space", "notes"]
 
 _FEW_IMAGES = 1000  # with fewer, a model memorizes them
+_MUCH_SIGNAL = 0.05  # sqrt(abar_T); 0.006 in the paper's schedule
 _MUCH_CACHE = 5e9  # bytes of other decoded images
 _NAMED = 5  # the most files that were left out that are named
 
@@ -31,6 +32,12 @@ def notes(trainer: Trainer) -> Iterator[str]:
             yield f"few images ({len(pack)}): expect the model to memorize them"
         if trainer.config.data.holdout and not pack.held_out:
             yield f"--holdout {trainer.config.data.holdout:g}: no image is held out, since there are so few"
+        left = float(trainer.schedule.sqrt_alphas_cumprod[-1])
+        if left > _MUCH_SIGNAL:
+            yield (
+                f"x_T is {left:.0%} of the image and the rest noise, but sampling starts from noise alone, so samples "
+                "will differ from the images: a larger --beta-end or more --timesteps leave less"
+            )
     need, free, place = disk_space(trainer)
     if need > free:
         yield f"{place} has {in_bytes(free)} free, and the checkpoints need {in_bytes(need)}"

@@ -27,7 +27,7 @@ from ddpm_cli.models.pretrained import read_configs
 from ddpm_cli.models.runs import checkpoints
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG
 from ddpm_cli.text import and_more
-from ddpm_cli.training import checkpoint
+from ddpm_cli.training import checkpoint, objective
 from ddpm_cli.training.plan import Base, plan_run
 from ddpm_cli.training.rehearsal import BlankPack
 from ddpm_cli.training.request import Request
@@ -166,6 +166,7 @@ class Opening:
             preset=self.request.preset or "auto",
             data=self.request.data,
             train=self.request.train,
+            objective=self.request.objective,
             base=Base(base.address, *read_configs(base.folder, base.files)) if base else None,
         )
 
@@ -178,6 +179,7 @@ class Opening:
             for key, value in asked.items()
             if key not in TrainConfig.FREE and value != (has := getattr(kept, key))
         ]
+        contradictions += objective.contradictions(self.request.objective, old.schedule, "the run")
         if preset not in (None, "auto", old.preset):
             contradictions.append(f"--preset {preset} (the run has {old.preset})")
         if start_from is not None and not _same_model(start_from, old.base):

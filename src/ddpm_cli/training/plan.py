@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from ddpm_cli import __version__
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig, UNetConfig
 from ddpm_cli.data.survey import Survey
-from ddpm_cli.errors import UsageError
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.errors import ModelError, UsageError
+from ddpm_cli.training.objective import contradictions, loss_for, schedule_for
 from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset
 
 __all__ = ["Base", "plan_run"]
@@ -71,6 +73,14 @@ def _fit_to(base: Base, size: int | None, channels: int | None) -> tuple[int, in
     return base.unet.sample_size if size is None else size, base.unet.in_channels
 
 
+def _require_signal(schedule: ScheduleConfig) -> None:
+    """Raises UsageError if the betas that the user chose leave nothing of the image."""
+    try:
+        NoiseSchedule.from_config(schedule)
+    except ModelError as error:
+        raise UsageError(f"the noise schedule: {error.message}", "Choose a smaller --beta-end.") from None
+
+
 def plan_run(
     survey: Survey,
     images: str | tuple[str, ...],
@@ -78,26 +88,32 @@ def plan_run(
     preset: str = "auto",
     data: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
     base: Base | None = None,
 ) -> RunConfig:
     """Choose the settings that the user left open. images: their address.
 
     Without a GPU the preset is tiny; with one, the smallest for the size of the images. data, train: the fields of
-    DataConfig and TrainConfig that the user chose. base: a model to fine-tune, which determines the architecture, the
-    schedule, the size and the channels. Raises UsageError if options contradict each other, and ModelError for a value
-    that is not valid.
+    DataConfig and TrainConfig that the user chose. objective: `objective.OPTIONS` that the user chose. base: a model to
+    fine-tune, which determines the architecture, the schedule, the size and the channels. Raises UsageError if options
+    contradict each other, and ModelError for a value that is not valid.
     """
-    data, train = dict(data or {}), dict(train or {})
+    data, train, objective = dict(data or {}), dict(train or {}), dict(objective or {})
     size, channels = data.get("size"), data.get("channels")
     if base:
         name, recipe = "fine-tuning", _recipe_for(base, preset, on_gpu)
         size, channels = _fit_to(base, size, channels)
         unet, schedule = replace(base.unet, sample_size=size), base.schedule
+        if wrong := list(contradictions(objective, schedule, "the model of --from")):
+            raise UsageError(", ".join(wrong), "A model keeps its objective, except for --loss. Leave the option out.")
     else:
         name, recipe = _pick_preset(preset, _standard_size(survey.median_side) if size is None else size, on_gpu)
         size = _pick_size(recipe, preset != "auto", survey) if size is None else size
         channels = survey.channels if channels is None else channels
-        unet, schedule = recipe.unet(size, channels), recipe.schedule()
+        unet, schedule = recipe.unet(size, channels), schedule_for(objective, recipe.schedule())
+        if schedule.learns_variance:
+            unet = replace(unet, out_channels=2 * channels)
+        _require_signal(schedule)
     # Several checkpoints and previews in every run, even in one much shorter than the recipe's.
     every = max(1, min(recipe.every, train.get("steps", recipe.steps) // 4))
     settings = {
@@ -105,6 +121,7 @@ def plan_run(
         "batch_size": recipe.batch_size,
         "lr": recipe.lr,
         "lr_warmup": recipe.lr_warmup,
+        "loss": loss_for(train.get("loss"), schedule),
         "save_every": every,
         "sample_every": every,
         "log_every": max(1, min(100, every // 5)),

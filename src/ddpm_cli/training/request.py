@@ -10,6 +10,7 @@ from typing import Any
 
 from ddpm_cli.data import images
 from ddpm_cli.errors import UsageError
+from ddpm_cli.training.objective import check_names
 
 __all__ = ["Request"]
 
@@ -20,8 +21,8 @@ class Request:
 
     images: folders, archives, lists, image files, or hf://org/name, see `data.sources.open_source`; - is a list on
     stdin. folder: the run's; None is runs/<name of the images>.
-    data, train: fields of `DataConfig` and `TrainConfig`. preset: a name in `presets.PRESETS`, or auto.
-    start_from: the address of a model to fine-tune.
+    data, train: fields of `DataConfig` and `TrainConfig`. objective: `objective.OPTIONS`. preset: a name in
+    `presets.PRESETS`, or auto. start_from: the address of a model to fine-tune.
     resume: continue the run if it exists. force: rename an existing run and start over; with resume, accept other
     images. strict: raise an error for images that cannot be used, instead of leaving them out.
     """
@@ -35,6 +36,7 @@ class Request:
     resume: bool = False
     force: bool = False
     strict: bool = False
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises UsageError for values that are not valid."""
@@ -44,5 +46,6 @@ class Request:
             raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
         if not 0 <= self.data.get("holdout", 0.0) < 1:
             raise UsageError(f"--holdout {self.data['holdout']} is not a number from 0 to below 1")
+        check_names(self.objective, self.train.get("loss"))
         if "background" in self.data:
             images.check_background(self.data["background"])

@@ -22,6 +22,7 @@ from ddpm_cli.models.runs import checkpoints, step_of
 from ddpm_cli.signals import stop_signals
 from ddpm_cli.training.events import Event
 from ddpm_cli.training.notes import notes
+from ddpm_cli.training.objective import OPTIONS
 from ddpm_cli.training.opening import Bar, Opening, check_steps, write_left_out
 from ddpm_cli.training.rehearsal import Rehearsal, measure, rehearse
 from ddpm_cli.training.request import Request
@@ -118,7 +119,8 @@ def train(
     """Train a model on images (Algorithm 1), as `ddpm train` does. Returns the run's folder, an address for `DDPM`.
 
     images: a folder, or whatever else `ddpm train` takes, or several. folder: the run's, default runs/<name of images>.
-    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000. None is the default.
+    settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000, loss="vlb"; and the
+    `objective.OPTIONS`, such as prediction="v", timesteps=100. None is the default.
     start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
     should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
@@ -127,7 +129,7 @@ def train(
     Raises DDPMError; TypeError for an unknown setting; ValueError without images. Ctrl-C raises KeyboardInterrupt after
     the current step, and a second Ctrl-C at once. Then, and if on_event raises, a checkpoint is saved before.
     """
-    if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS:
+    if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS - set(OPTIONS):
         raise TypeError(f"train() has no setting {min(unknown)!r}")
     chosen = {name: value for name, value in settings.items() if value is not None}
     named = [images] if isinstance(images, str | Path) else images
@@ -143,6 +145,7 @@ def train(
         resume=resume,
         force=force,
         strict=strict,
+        objective={name: value for name, value in chosen.items() if name in OPTIONS},
     )
     with process_group() as world, open_run(request, world, device, precision, warn=on_note) as run:
         run.begin()
@@ -187,6 +190,8 @@ def open_run(
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
         opening = world.on_all(lambda: Opening(request, world, where, dry, bar, warn, held, quiet))
         config, resuming, base = world.on_main(opening.decide)
+        if config.schedule.needs_float32:
+            dtype = world.on_all(lambda: pick_dtype(precision, where, exact=True))
         pack = opening.blank_pack(config.data) if dry else opening.packs(config.data)
 
         def trainer_here() -> Trainer:

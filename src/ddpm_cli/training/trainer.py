@@ -190,7 +190,8 @@ class Trainer:
     def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
         with autocast(self.device, self.dtype):
-            loss = training_loss(Denoiser(self.network, self.schedule, self.config.schedule), x_0, t, eps)
+            denoiser = Denoiser(self.network, self.schedule, self.config.schedule)
+            loss = training_loss(denoiser, x_0, t, eps, self.config.train.loss)
         # DistributedDataParallel averages over ranks; this scale gives the gradient of the mean over the whole batch.
         (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
