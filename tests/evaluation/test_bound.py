@@ -9,12 +9,13 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from conftest import SMALL, picture, randomize
+from ddpm_cli import DDPM
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data.plots import draw
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.evaluation.bound import Bound, charts, measure, merge
-from ddpm_cli.evaluation.term_sampling import chances
+from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.nn.unet import UNet
 
 VARIANCE = 0.25
@@ -296,6 +297,16 @@ def test_a_sample_of_all_terms_is_the_exact_loop(measured):
     for k in (100, 1000):
         again = bound_of(denoiser, x_0, chances=chances(bound.terms, k))
         assert torch.equal(again.each, bound.each)
+
+
+def test_a_sample_of_the_terms_of_a_model(small_model):
+    """An image has its result in any batch, though each has other t."""
+    model = DDPM.from_pretrained(str(small_model), device="cpu")
+    images = torch.randint(256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    some = chances(term_sizes(model.denoiser, images), 6)
+    together, alone = (bound_of(model.denoiser, images, chances=some, batch_size=n) for n in (5, 1))
+    assert torch.equal(together.counts, alone.counts)
+    torch.testing.assert_close(together.each, alone.each, rtol=1e-5, atol=0)
 
 
 def test_a_step_that_no_image_has_is_missing_in_the_rows():
