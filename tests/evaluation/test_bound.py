@@ -9,13 +9,13 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from conftest import SMALL, picture, randomize
+from ddpm_cli import DDPM
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data.plots import draw
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.evaluation.bound import Bound, charts, measure, merge
-from ddpm_cli.evaluation.term_sampling import chances
-from ddpm_cli.models.ddpm import DDPM
+from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.nn.unet import UNet
 
 VARIANCE = 0.25
@@ -299,6 +299,16 @@ def test_a_sample_of_all_terms_is_the_exact_loop(measured):
         assert torch.equal(again.each, bound.each)
 
 
+def test_a_sample_of_the_terms_of_a_model(small_model):
+    """An image has its result in any batch, though each has other t."""
+    model = DDPM.from_pretrained(str(small_model), device="cpu")
+    images = torch.randint(256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    some = chances(term_sizes(model.denoiser, images), 6)
+    together, alone = (bound_of(model.denoiser, images, chances=some, batch_size=n) for n in (5, 1))
+    assert torch.equal(together.counts, alone.counts)
+    torch.testing.assert_close(together.each, alone.each, rtol=1e-5, atol=0)
+
+
 def test_a_step_that_no_image_has_is_missing_in_the_rows():
     denoiser = ideal()
     found = bound_of(denoiser, VARIANCE**0.5 * normals(2, 1, 4, 4), chances=chances(torch.ones(100).double(), 5))
@@ -331,20 +341,3 @@ def test_images_that_cannot_be_used_are_named(cli, small_model, digits, tmp_path
     (tmp_path / "mixed" / "b.png").write_bytes(next(digits.rglob("*.png")).read_bytes())
     code, _, err = cli("rate-distortion", "mixed", "-m", small_model, "-o", "rd.png")
     assert (code, "left out 1 images that cannot be used, for example a.png: not an image" in err) == (0, True)
-
-
-@pytest.mark.parametrize("k", [None, 3])
-def test_one_thread_measures_what_two_do(quick_model, k):
-    """With one thread, a model evaluates its images in pairs, each with its own t."""
-    model = DDPM.from_pretrained(quick_model, precision="fp32")
-    x_0 = torch.linspace(-1, 1, 5 * 64).view(5, 1, 8, 8)
-    share = None if k is None else chances(torch.ones(4, dtype=torch.float64), k)
-    totals = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            totals.append(merge(measure(model.denoiser, x_0, range(5), chances=share)).each)
-    finally:
-        torch.set_num_threads(before)
-    torch.testing.assert_close(*totals, rtol=1e-5, atol=0)

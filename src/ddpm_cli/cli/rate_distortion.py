@@ -101,6 +101,7 @@ def rate_distortion(
 
 
 def _rows(depths: Sequence[Depth]) -> list[dict[str, float]]:
+    """A row for each depth, with the paper's t."""
     from ddpm_cli.diffusion.noised_image import to_paper
 
     return [

@@ -98,8 +98,9 @@ class DDPM:
         if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
             # With one thread, oneDNN chooses its kernels for convolutions by batch size. So use batches of two. (Where
             # bf16 is fast, that takes more than twice the time.)
-            times = torch.split(t.expand(len(x_t)), 2) if len(t) > 1 else [t] * len(x_t)
-            return torch.cat([self._network(pair, at) for pair, at in zip(torch.split(x_t, 2), times, strict=False)])
+            pairs = torch.split(x_t, 2)
+            times = torch.split(t, 2) if len(t) > 1 else [t] * len(pairs)  # one t for each image, or one for all
+            return torch.cat([self._network(*both) for both in zip(pairs, times, strict=True)])
         if len(x_t) == 1 and x_t.device.type == "cpu":
             # A batch of one uses other kernels, which round differently. So use a batch of two, which takes less than
             # twice the time.
