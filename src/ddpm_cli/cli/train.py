@@ -190,7 +190,8 @@ def train(
         typer.Option(
             "--schedule",
             metavar="NAME",
-            help="The noise schedule: linear (default), cosine, quad, sigmoid, const or jsd.",
+            help="The noise schedule: linear (default), cosine, quad, sigmoid, const, jsd, or learned with the "
+            "network.",
             **_OBJECTIVE,
         ),
     ] = None,

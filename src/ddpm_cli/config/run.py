@@ -47,6 +47,7 @@ class TrainConfig(Strict):
     batch_size: Count
     lr: Positive  # of Adam, after the warm-up
     loss: Annotated[str, one_of("simple", "vlb", "hybrid")] = "simple"  # see `training_loss`
+    learn_betas: bool = False  # whether the betas are trained too; the schedule has those that it starts with
     accumulate: Count = 1  # parts of each batch, for gradient accumulation
     lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0
     ema_decay: Annotated[float, between(0, 1)] = 0.9999
@@ -89,6 +90,9 @@ class RunConfig(Strict):
             raise ModelError(
                 f"train: loss={self.train.loss!r}: does not fit variance_type={self.schedule.variance_type!r}"
             )
+
+        if self.train.learn_betas and (self.train.loss != "vlb" or self.schedule.trained_betas is None):
+            raise ModelError("train: learn_betas needs loss='vlb' and trained_betas")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

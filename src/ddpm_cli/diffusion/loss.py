@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
-__all__ = ["bound_term", "discretized_log_likelihood", "gaussian_kl", "training_loss"]
+__all__ = ["bound_term", "discretized_log_likelihood", "gaussian_kl", "prior", "training_loss"]
 
 LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Section 3.1)
 
@@ -72,6 +72,13 @@ def bound_term(
     if isinstance(t, int):
         return transition() if t > 0 else decoder()
     return torch.where(t == 0, decoder(), transition())
+
+
+def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) of Eq. 5, in nats per dimension. x_0: (B, C, H, W). Returns (B,)."""
+    abar = schedule.alphas_cumprod[-1].to(x_0)
+    zero = torch.zeros_like(abar)
+    return gaussian_kl(abar.sqrt() * x_0, (1 - abar).log(), zero, zero).flatten(1).mean(1)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ddpm_cli.data.plots import Chart
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.loss import prior
 from ddpm_cli.diffusion.noised_image import to_paper
 from ddpm_cli.evaluation.neighbors import Pixels
 from ddpm_cli.evaluation.term_sampling import all_chances, draw
-from ddpm_cli.evaluation.terms import Clean, prior
+from ddpm_cli.evaluation.terms import Clean
 from ddpm_cli.rng import ImageNoise
 
 __all__ = ["Bound", "Depth", "charts", "measure", "merge"]

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ddpm_cli.data.images import to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.loss import bound_term, gaussian_kl
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.loss import bound_term
 
-__all__ = ["Clean", "prior"]
+__all__ = ["Clean"]
 
 
 class Clean:
@@ -43,13 +42,6 @@ class Clean:
         found = replace(found, x_t=_wide(x_t), t=t, raw=_wide(found.raw))  # all that follows the network, in float64
         term = bound_term(denoiser.schedule, self.exact, found.x_t, t, found.mean, found.log_variance)
         return term, (found.x_0 - self.exact).square().flatten(1).mean(1)
-
-
-def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
-    """L_T = KL(q(x_T | x_0) || N(0, I)) of Eq. 5, in nats per dimension. x_0: (B, C, H, W). Returns (B,)."""
-    abar = schedule.alphas_cumprod[-1].to(x_0)
-    zero = torch.zeros_like(abar)
-    return gaussian_kl(abar.sqrt() * x_0, (1 - abar).log(), zero, zero).flatten(1).mean(1)
 
 
 def _wide(values: Tensor) -> Tensor:

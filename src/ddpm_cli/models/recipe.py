@@ -59,6 +59,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "held out": _joined("{} of all images", images.get("holdout") or None),
         "mirrored": {"True": "half of them", "False": "never"}.get(str(images.get("flip"))),
         "loss": _LOSSES.get(str(train.get("loss"))),
+        "betas": "learned with the network" if train.get("learn_betas") is True else None,
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
         "EMA decay": train.get("ema_decay"),

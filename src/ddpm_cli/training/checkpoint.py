@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_cli.config import Count, RunConfig, Strict, between, shown
+from ddpm_cli.config import Count, RunConfig, ScheduleConfig, Strict, between, shown
 from ddpm_cli.errors import DDPMError, ModelError
 from ddpm_cli.files import (
     json_bytes,
@@ -71,6 +71,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]  # "exp_avg.<parameter>" and so on
     seconds: float  # of training so far
     fingerprint: str  # of the images it trained on
+    schedule: ScheduleConfig | None = None  # of the model, if it is not that of the run; not read again
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def save_checkpoint(run: Path, config: RunConfig, saved: Checkpoint, recipe: Map
     require_run(run)
     path = checkpoint_folder(run, saved.step)
     with new_directory(path) as partial:
-        save_model(partial, saved.ema, config.unet, config.schedule, recipe, _newest_preview(run, saved.step))
+        schedule = saved.schedule or config.schedule
+        save_model(partial, saved.ema, config.unet, schedule, recipe, _newest_preview(run, saved.step))
         _save_training(partial, saved)
     prune(run, config.train.keep, config.train.keep_every)
     return path

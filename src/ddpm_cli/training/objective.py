@@ -25,7 +25,7 @@ _VARIANCES = {
     "learned-range": "learned_range",
 }
 _BETWEEN = {"linear": "linear", "quad": "scaled_linear", "sigmoid": "sigmoid"}  # schedules from beta_start to beta_end
-_SCHEDULES = ("linear", "cosine", "quad", "sigmoid", "const", "jsd")
+_SCHEDULES = ("linear", "cosine", "quad", "sigmoid", "const", "jsd", "learned")
 _LOSSES = ("simple", "vlb", "hybrid")
 _BETAS = (1e-4, 0.02)  # of the paper, for 1000 steps
 
@@ -52,10 +52,12 @@ def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleCo
         variance_type=_VARIANCES.get(asked.get("variance", ""), preset.variance_type),
     )
     name, T = asked.get("schedule", "linear"), config.num_train_timesteps
-    takes = {"const": ("beta_end",), "cosine": (), "jsd": ()}.get(name, ("beta_start", "beta_end"))
+    takes = {"const": ("beta_end",), "cosine": (), "jsd": (), "learned": ()}.get(name, ("beta_start", "beta_end"))
     for option in ("beta_start", "beta_end"):
         if option in asked and option not in takes:
-            why = "has one beta for all steps: --beta-end" if name == "const" else "has betas of its own, from T alone"
+            why = {"const": "has one beta for all steps: --beta-end", "learned": "starts with the default betas"}.get(
+                name, "has betas of its own, from T alone"
+            )
             raise UsageError(f"{_flag(option, asked[option])}: --schedule {name} {why}", "Leave it out.")
         if option in asked and not 0 < asked[option] < 1:
             raise UsageError(f"{_flag(option, asked[option])}: a beta is between 0 and 1, both excluded")
@@ -67,6 +69,8 @@ def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleCo
         return replace(config, beta_schedule="squaredcos_cap_v2")
     if name == "jsd":
         return replace(config, trained_betas=jsd_betas(T))
+    if name == "learned":  # what it starts with
+        return replace(config, trained_betas=tuple(start + (end - start) * t / max(1, T - 1) for t in range(T)))
     if name == "const":
         return replace(config, beta_start=end, beta_end=end)
     if start >= end:
@@ -76,11 +80,16 @@ def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleCo
     return replace(config, beta_schedule=_BETWEEN[name], beta_start=start, beta_end=end)
 
 
-def loss_for(asked: str | None, config: ScheduleConfig) -> str:
+def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = False) -> str:
     """The loss of a run: L_simple, and L_hybrid for a learned variance, unless the user chose another.
 
-    Raises UsageError if the chosen one would not train the variance, or needs one that is learned.
+    Raises UsageError if the chosen one would not train the variance or the betas, or needs a variance that is learned.
     """
+    if learns_betas and asked != "vlb":
+        raise UsageError(
+            "--schedule learned: only the bound depends on the betas in a way that can train them",
+            "Add --loss vlb, or choose another schedule.",
+        )
     if asked == "simple" and config.learns_variance:
         raise UsageError(
             "--loss simple: does not train the variance, which this model learns",

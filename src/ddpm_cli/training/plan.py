@@ -114,6 +114,7 @@ def plan_run(
         if schedule.learns_variance:
             unet = replace(unet, out_channels=2 * channels)
         _require_signal(schedule)
+    learns_betas = objective.get("schedule") == "learned"
     # Several checkpoints and previews in every run, even in one much shorter than the recipe's.
     every = max(1, min(recipe.every, train.get("steps", recipe.steps) // 4))
     settings = {
@@ -121,7 +122,8 @@ def plan_run(
         "batch_size": recipe.batch_size,
         "lr": recipe.lr,
         "lr_warmup": recipe.lr_warmup,
-        "loss": loss_for(train.get("loss"), schedule),
+        "loss": loss_for(train.get("loss"), schedule, learns_betas),
+        "learn_betas": learns_betas,
         "save_every": every,
         "sample_every": every,
         "log_every": max(1, min(100, every // 5)),

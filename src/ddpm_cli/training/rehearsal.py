@@ -195,7 +195,7 @@ def _try(trainer: Trainer, images: int) -> _Seconds:
         synchronize(trainer.device)
         return _Seconds(time.perf_counter() - started, _sampler_seconds(trainer))
     finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.zero_grad()
 
 
 def _sampler_seconds(trainer: Trainer) -> float:

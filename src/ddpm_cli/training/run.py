@@ -31,7 +31,7 @@ from ddpm_cli.training.trainer import Trainer
 __all__ = ["Run", "open_run", "train"]
 
 _DATA_FIELDS = {field.name for field in fields(DataConfig)} - {"images"}
-_TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
+_TRAIN_FIELDS = {field.name for field in fields(TrainConfig)} - {"learn_betas"}  # that is schedule="learned"
 
 
 @contextmanager

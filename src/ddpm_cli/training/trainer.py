@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.config import RunConfig
+from ddpm_cli.config import RunConfig, ScheduleConfig
 from ddpm_cli.data import images, pictures
 from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.pack import Pack
 from ddpm_cli.device import autocast, memory_format, place, synchronize
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.loss import training_loss
+from ddpm_cli.diffusion.learned_betas import LearnedBetas
+from ddpm_cli.diffusion.loss import prior, training_loss
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World, is_lost, lost_process, no_sync
 from ddpm_cli.errors import DataError, LostProcessError, TrainingError, reason
@@ -37,6 +40,7 @@ from ddpm_cli.training.previews import Previews
 __all__ = ["Trainer"]
 
 _EVENT_SECONDS = 0.25
+_BETAS_LR = 10.0  # times the learning rate of the weights: the logits of betas have far to go
 
 
 class Trainer:
@@ -85,13 +89,9 @@ class Trainer:
         self.averaged = place(averaged, device).eval().requires_grad_(False)
         self.parameters = list(self.unet.parameters())
         self.ema = EMA(self.averaged.parameters(), config.train.ema_decay)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.lr, fused=True)
-        for parameter in self.parameters:  # Adam would allocate them in its first step; memory should run out now
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        self.optimizer = _adam(self.parameters, config.train.lr)
+        self.betas = LearnedBetas(self.schedule.betas) if config.train.learn_betas else None  # on the CPU
+        self.betas_optimizer = _adam([self.betas.logits], config.train.lr) if self.betas else None
         self.previews = Previews(config.train.sample_every)
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
@@ -99,12 +99,23 @@ class Trainer:
         self._window: Window | None = None  # sums over the steps; None before the first one
 
     def _moments(self) -> dict[str, Tensor]:
-        """The optimiser's tensors: "exp_avg.<parameter>" and so on."""
-        return {
+        """The optimiser's tensors: "exp_avg.<parameter>" and so on. Learned betas are among them, as "betas"."""
+        found = {
             f"{key}.{name}": value
             for name, parameter in self.unet.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
+        if self.betas and self.betas_optimizer:
+            state = self.betas_optimizer.state[self.betas.logits]
+            found |= {"betas": self.betas.logits.detach()} | {f"{key}.betas": value for key, value in state.items()}
+        return found
+
+    @property
+    def schedule_config(self) -> ScheduleConfig:
+        """The model's schedule, with the betas as they are now if they are learned."""
+        if self.betas is None:
+            return self.config.schedule
+        return replace(self.config.schedule, trained_betas=tuple(self.betas.betas.tolist()))
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -143,7 +154,7 @@ class Trainer:
         settings = self.config.train
         x_0, t, eps = self._batch()
         seed_everything(settings.seed, f"dropout {self.world.rank}", self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         losses = []
         # Gradient accumulation. The random numbers do not depend on the parts.
         *first, last = zip(*(whole.chunk(settings.accumulate) for whole in (x_0, t, eps)), strict=True)
@@ -160,10 +171,30 @@ class Trainer:
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         if self.device.type != "mps" or finite:
             self.optimizer.step()
+        self._update_betas(finite)
         self.ema.update(self.parameters, finite)
         self.step += 1
         self._updating = False
         return Done(torch.cat(losses), t, grad_norm)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in (self.optimizer, self.betas_optimizer):
+            if optimizer:
+                optimizer.zero_grad(set_to_none=True)
+
+    def _update_betas(self, finite: Tensor) -> None:
+        """A step of the learned betas, if there are any. finite: whether the gradient of the weights is."""
+        if self.betas is None or self.betas_optimizer is None:
+            return
+        gradient = self.betas.logits.grad
+        assert gradient is not None
+        self.world.reduce_sum(gradient)  # DistributedDataParallel averages only the gradients of the network
+        gradient /= self.world.size
+        norm = torch.nn.utils.clip_grad_norm_([self.betas.logits], self.config.train.grad_clip)
+        if finite and norm.isfinite():
+            self.betas_optimizer.param_groups[0]["lr"] = _BETAS_LR * self._lr()
+            self.betas_optimizer.step()
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's rows of the step's x_0, t and eps."""
@@ -190,8 +221,11 @@ class Trainer:
     def backward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Add the gradient of a part of the batch. Returns the loss of each image, (B,)."""
         with autocast(self.device, self.dtype):
-            denoiser = Denoiser(self.network, self.schedule, self.config.schedule)
+            schedule = self.betas() if self.betas else self.schedule
+            denoiser = Denoiser(self.network, schedule, self.config.schedule)
             loss = training_loss(denoiser, x_0, t, eps, self.config.train.loss)
+            if self.betas:
+                loss = loss + prior(schedule, x_0) / math.log(2)  # L_T, which only the betas change
         # DistributedDataParallel averages over ranks; this scale gives the gradient of the mean over the whole batch.
         (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -211,6 +245,7 @@ class Trainer:
             optimizer=moments,
             seconds=round(self.seconds, 3),
             fingerprint=self.pack.fingerprint,
+            schedule=self.schedule_config,
         )
 
     def preview(self, should_stop: Callable[[], bool] = lambda: False) -> Previewed | None:
@@ -233,7 +268,7 @@ class Trainer:
 
     def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
         with autocast(self.device, self.dtype):
-            return previews.draw(unet, self.config.schedule, self.config.train.seed, should_stop)
+            return previews.draw(unet, self.schedule_config, self.config.train.seed, should_stop)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the last step, and write metrics, previews and checkpoints.
@@ -349,6 +384,17 @@ class Trainer:
         except OSError as error:
             return NotSaved(self.step, reason(error))
         return Logged(line)
+
+
+def _adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+    for parameter in parameters:  # Adam would allocate them in its first step; memory should run out now
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
