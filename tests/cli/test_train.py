@@ -100,9 +100,10 @@ def test_the_size_is_chosen_without_the_held_out_images(cli, digits, tmp_path):
     Image.new("RGB", (64, 32)).save(f"mixed/{large}")
     sizes = []
     for holdout in (0, 0.1):
-        code, out, err = cli("train", "mixed", "--dry-run", "--json", "--holdout", holdout)
+        run = ("-o", str(holdout), "--steps", 1, "--batch-size", 1, "-q")
+        code, _, err = cli("train", "mixed", "--holdout", holdout, *run)
         assert code == 0, err
-        data = json.loads(out)["config"]["data"]
+        data = json.loads(Path(str(holdout), "config.json").read_text())["data"]
         sizes.append((data["size"], data["channels"], data["holdout"]))
     assert sizes == [(32, 3, 0), (28, 1, 0.1)]
 
