@@ -97,8 +97,8 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_sigma: Tensor) -> 
 def _log_cdf(x: Tensor) -> Tensor:
     """The logarithm of the standard normal distribution function, elementwise.
 
-    torch.special.log_ndtr does not exist on MPS, and its gradient subtracts two numbers near x^2 / 2: below x = -1000 it
-    is wrong in float32.
+    torch.special.log_ndtr does not exist on MPS, and its gradient subtracts two numbers near x^2 / 2: in float32 it is
+    wrong below x = -1000.
     """
     u = x / 2**0.5
     below = (torch.special.erfcx(-u.clamp(max=0)) / 2).log() - u.clamp(max=0) ** 2
