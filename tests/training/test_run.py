@@ -23,6 +23,7 @@ SETTINGS = {
     "steps": 2,
     "batch_size": 3,
     "lr": 0.5,
+    "loss": "vlb",
     "accumulate": 2,
     "lr_warmup": 7,
     "ema_decay": 0.5,
@@ -61,7 +62,7 @@ def test_it_trains_as_the_command_line_does(cli, digits, quick_model, start):
 
 
 def test_notes_are_the_same_in_python_and_in_the_shell(cli, digits, quick_model, monkeypatch):
-    """Images that were left out, few images, a small disk and a large cache."""
+    """Images that were left out, few images, few steps (4) of diffusion, a small disk and a large cache."""
     shutil.copytree(digits, "images")
     for i in range(7):
         Path(f"images/bad-{i}.png").write_bytes(b"bad")
