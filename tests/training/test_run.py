@@ -29,7 +29,6 @@ SETTINGS = {
     "ema_decay": 0.5,
     "grad_clip": 2.0,
     "seed": 3,
-    "loss": "vlb",
     "save_every": 2,
     "sample_every": 2,
     "log_every": 2,
