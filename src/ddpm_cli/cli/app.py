@@ -35,6 +35,7 @@ COMMANDS = {
     "info": "info",
     "push": "push",
     "plot": "plot",
+    "report": "report",
     "convert": "convert",
     "cache": "cache",
 }

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -103,8 +104,9 @@ def paragraph(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A command, or another text of lines."""
-    return "<pre>{}</pre>\n".format("\n".join(map(escaped, text.split("\n"))))
+    """A command, or another text of lines. A line is broken between words, not after the hyphens of an option."""
+    lines = (re.sub(r"(\S+)", r"<span>\1</span>", escaped(line)) for line in text.split("\n"))
+    return "<pre>{}</pre>\n".format("\n".join(lines))
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
@@ -157,8 +159,9 @@ svg { width: 100%; height: auto; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; min-width: 5rem; }
-th { font-weight: 600; }
+th { font-weight: 600; white-space: nowrap; }
 pre { background: var(--field); padding: .7rem; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { display: inline-block; max-width: 100%; }
 code, pre { font: .9em/1.4 ui-monospace, monospace; }
 details { margin: 1rem 0; }
 @media print { section, figure, svg { break-inside: avoid; } .slider input { display: none; } }

@@ -13,6 +13,7 @@ __all__ = ["Chart", "draw", "svg", "text"]
 
 _COLOURS = ("#1f5fa8", "#c4541a", "#2f8f4e", "#8a4fb0", "#6b6b6b")
 _PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 360), 74, 18, 40, 34
+_SMALL_PANEL = (480, 280)  # in a page, where it also has to fit a phone
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
 
 
@@ -130,8 +131,8 @@ def _panel(chart: Chart) -> Image.Image:
 
 def svg(chart: Chart) -> str:
     """A chart as SVG, for a page of HTML: text has the page's colour, and --curve-1, … may set those of the curves."""
-    width, height = _PANEL
-    left, right, top, bottom = _LEFT, width - _RIGHT, _TOP, height - _BOTTOM
+    width, height = _SMALL_PANEL
+    left, right, top, bottom = _LEFT - 20, width - _RIGHT, _TOP, height - _BOTTOM
     axes = _Axes(chart, left, top, right, bottom)
     title = html.escape(chart.title)
     parts = [f'<text x="{left}" y="{top - 12}" font-size="15">{title}</text>']
