@@ -70,9 +70,11 @@ def _page(
     way = f"--steps {len(plan.way.timesteps)} --spacing {plan.way.spacing}"
     a, b = (quote(str(folder / "images" / image_name(i))) for i in range(2))
     columns = ",".join(str(demo.ts[i]) for i in frame_numbers(plan.way.evaluations, FRAMES)[::-1])
-    forward = f"ddpm noise {a} --t {columns}{also} -o noise.png"
-    if not make_betas(model.schedule_config).equal(make_betas(ScheduleConfig())):
-        forward = ""  # `ddpm noise` has the schedule of the paper
+    draw = f"ddpm sample {options} --n 2 {way}{also} -o images/"
+    trace = f"ddpm denoise-trace {options} {way} --frames {len(demo.ts)}{also} -o trace/"
+    forward = f"ddpm noise {a} --t"
+    of_paper = make_betas(model.schedule_config).equal(make_betas(ScheduleConfig()))  # else it is not `ddpm noise`
+    start = min(range(len(demo.ts)), key=lambda i: abs(demo.ts[i] - 0.4 * T))  # of the slider: neither noise nor image
     body = [
         html.paragraph(
             f"A diffusion model learns to remove noise from images, and so to make images from nothing but noise. "
@@ -82,24 +84,25 @@ def _page(
         html.section(
             "Through time",
             html.paragraph(
-                "The forward process adds noise to an image: a little at small `t`, until nothing of the image is left "
+                "The forward process adds noise to an image: a little at small t, until nothing of the image is left "
                 f"at t={T}. It needs no model. The reverse process begins with noise alone, and the model takes it "
                 "away. At every step it looks at x_t and guesses the clean image, x_0: blurred at first, and then "
                 "with more and more detail. The sampler goes a little way towards the guess, and asks again. "
-                "At t=0 all three pictures are the same image."
+                "At t=0 all three pictures are the same. The slider adds noise to the left, and removes it to the "
+                "right."
             ),
-            _through_time(model, demo),
-            html.code(f"ddpm denoise-trace {options} {way} --frames {len(demo.ts)}{also} -o trace/"),
+            _through_time(model, demo, start),
+            html.code(
+                "\n".join([draw, *([f"{forward} {demo.ts[start]}{also} -o x_t.png"] if of_paper else []), trace])
+            ),
         ),
         html.section(
             "The forward process",
             html.paragraph(
-                "One image and the same noise, at several t: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Eq. 4). "
-                "The image is the first of the two that this command draws:"
+                "One image and the same noise, at several t: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Eq. 4)."
             ),
-            html.code(f"ddpm sample {options} --n 2 {way}{also} -o images/"),
             html.image(sheets["noise"], "an image with more and more noise"),
-            html.code(forward) if forward else "",
+            html.code(f"{forward} {columns}{also} -o noise.png") if of_paper else "",
         ),
         html.section(
             "The reverse process",
@@ -123,8 +126,8 @@ def _page(
             "Between two images",
             html.paragraph(
                 "Both images are noised to t, mixed, and denoised (Fig. 8). The row t=0 is the plain mixture of the "
-                "pixels: two images on top of each other. The more noise, the more the model invents: at large t the "
-                "images between are images of their own, and those at the ends are new too."
+                "pixels: two images on top of each other. With more noise, less is left of the two, and the model "
+                "invents more: at large t the noise, which is the same for all, decides what the images show."
             ),
             html.image(sheets["interpolation"], "images between two images, by t"),
             html.code(f"ddpm interpolate {a} {b} {options}{also} -o interpolation.png"),
@@ -138,23 +141,19 @@ def _page(
     return html.page("What a diffusion model does", "".join(body))
 
 
-def _through_time(model: DDPM, demo: Demo) -> str:
+def _through_time(model: DDPM, demo: Demo, start: int) -> str:
     """The slider, with the three images at each t."""
-    size = model.shape[-1]
+    size, schedule = model.shape[-1], model.schedule
     trace = [f"trace/{i:03d}-t{t:04d}" for i, t in enumerate(demo.ts)]
     sources = {
         "forward: x_t, the image with noise": [f"noise/t{t:04d}.png" for t in demo.ts],
         "reverse: x_t, on the way to the image": [f"{name}-xt.png" for name in trace],
         "the image that the model predicts from it, x_0": [f"{name}-x0.png" for name in trace],
     }
-    schedule = model.schedule
-    captions = [f"t = {demo.ts[i]}: {_mixture(schedule.sqrt_alphas_cumprod, demo.ts[i])}" for i in range(len(demo.ts))]
+    captions = []
+    for t in demo.ts:
+        tables = (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+        signal, noise = (float(table[from_paper(t)]) for table in tables) if t else (1.0, 0.0)
+        captions.append(f"t = {t}: with noise, x_t = {signal:.3f} x_0 + {noise:.3f} eps")
     rows = {name: [Picture(path, size, size) for path in paths] for name, paths in sources.items()}
-    first = min(range(len(demo.ts)), key=lambda i: abs(demo.ts[i] - 0.4 * model.schedule.T))
-    return html.slider(rows, captions, first, _WIDTH)
-
-
-def _mixture(signal: Tensor, t: int) -> str:
-    """x_t in numbers, at the paper's t. signal: sqrt(abar_t)."""
-    share = float(signal[from_paper(t)]) if t else 1.0
-    return f"x_t = {share:.3f} x_0 + {(1 - share**2) ** 0.5:.3f} eps"
+    return html.slider(rows, captions, start, _WIDTH)
