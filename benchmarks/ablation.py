@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 from ddpm_cli.errors import LockedError
 from ddpm_cli.files import lock
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(os.path.relpath(Path(__file__).parent.parent / "examples"))
 ROWS = {
     "mean, L, learned": "--prediction mean --loss vlb --variance learned",
     "mean, L, fixed": "--prediction mean --loss vlb --variance fixed-large",

@@ -72,6 +72,7 @@ def spoil(model: Path) -> None:
 
 def test_a_run(printed, run, digits):
     assert printed("plot", run, "-o", "a.png")[0] == printed("plot", run, "--json")[0] == 0
+    assert printed("report", run)[0] == printed("report", run, "--json")[0] == 0
     Path("images").mkdir()
     shutil.copy(next(digits.rglob("*.png")), f"images/{NAME}.png")
     (Path("images") / f"bad{NAME}.png").touch()
@@ -146,9 +147,10 @@ def test_tensors(printed, model):
 
 @pytest.mark.parametrize("address", ["none" + NAME, f"org/{NAME}", f"https://huggingface.co/{NAME}/{NAME}"])
 def test_addresses(printed, address):
-    for command in ("info", "plot"):
+    for command in ("info", "plot", "report"):
         assert printed(command, address)[0] == 1
-    assert printed("sample", "-m", address)[0] == 1
+    for command in ("sample", "demo"):
+        assert printed(command, "-m", address)[0] == 1
     assert printed("push", address, "me/x", "--yes")[0] == 1
     assert printed("train", address)[0] == 1
     assert printed("noise", address)[0] == 1

@@ -72,6 +72,7 @@ READERS: dict[str, list[tuple[object, ...]]] = {
         (*TRAIN, "--steps", 5),
         ("plot", "run", "--json"),
         (_plotted, "run"),
+        ("report", "run"),
         ("info", "run"),
         (*SAMPLE, "-m", "run", "--weights", "raw", "-o", "run.png"),
     ],

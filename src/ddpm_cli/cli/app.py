@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "build", "main"]
 # Each command, in the order of `ddpm --help`, and its module in `ddpm_cli.cli`. The module holds a function with the
 # name of the command and EXAMPLES, the end of its help.
 COMMANDS = {
+    "demo": "demo",
     "train": "train",
     "sample": "sample",
     "noise": "noise",
@@ -35,6 +36,7 @@ COMMANDS = {
     "info": "info",
     "push": "push",
     "plot": "plot",
+    "report": "report",
     "convert": "convert",
     "cache": "cache",
 }
@@ -174,6 +176,7 @@ _MEMORY_HINTS: dict[str | None, str] = {
     "train": "Use --accumulate 2 or more, a smaller --batch-size, or a smaller --size or --preset for a new model.",
     "sample": "Use a smaller --batch-size.",
     "denoise-trace": "Use another --device, or a smaller model.",
+    "demo": "Use another --device, or a smaller model.",
     "interpolate": "Use another --device, or a smaller --n or model.",
     "invert": "Use another --device, or a smaller model.",
     "compress": "Use another --device, or a smaller model.",

@@ -106,7 +106,7 @@ def interpolate(
     from ddpm_cli.data import images, pictures
     from ddpm_cli.diffusion.interpolation import linear, spherical
     from ddpm_cli.diffusion.noised_image import from_paper
-    from ddpm_cli.models.latents import denoise_alike, noised
+    from ddpm_cli.models.latents import denoise_alike, mixed
 
     images.check_background(background)
     ddpm = open_model(console, model, device, precision, weights)
@@ -120,10 +120,8 @@ def interpolate(
     if via == "noise":
         ts = ts or sorted({max(1, T * quarter // 4) for quarter in (1, 2, 3)})
         samplings = [pick_sampling(ddpm, sampler, steps, from_paper(at), **own) for at in ts]
-        states = []
-        for at in ts:  # both ends get the same noise, so their mixture has the right amount of it
-            of_a, of_b = (noised(ddpm, end, from_paper(at), seed) for end in ends if end is not None)
-            states.append(linear(of_a, of_b, shares))
+        image_a, image_b = (end for end in ends if end is not None)
+        states = [mixed(ddpm, image_a, image_b, from_paper(at), shares, seed) for at in ts]
         labels = [f"t={at}" for at in (0, *ts)]
     else:
         name = sampler or ("ddim" if any(sources) else "dpm++")

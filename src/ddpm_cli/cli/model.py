@@ -1,11 +1,13 @@
-"""Loads the model of a command, fits images to it, and plans its sampling."""
+"""Finds the run of a command; loads its model, fits images to it, and plans its sampling."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.cli.console import Console
-from ddpm_cli.errors import UsageError
+from ddpm_cli.errors import DataError, UsageError
+from ddpm_cli.run_folder import METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,9 +17,18 @@ if TYPE_CHECKING:
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["check_t", "find_model", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
+__all__ = ["check_t", "find_model", "find_run", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
 
 _LEVELS = 30  # measured in docs/samplers.md: 40 are enough, 20 are poor and 10 give noise
+
+
+def find_run(command: str, run: Path | None, runs: Path = Path("runs")) -> Path:
+    """The run that a user named, else the newest one under `runs`. Raises DataError if there is none."""
+    from ddpm_cli.models.runs import newest_run
+
+    if found := run or newest_run(runs, lambda run: run / METRICS):
+        return found
+    raise DataError(f"no run was given, and there is none in {runs}/", f"ddpm {command} RUN")
 
 
 def find_model(console: Console, address: str | None, weights: str, world: World | None = None) -> Located:

@@ -10,8 +10,6 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import deliver, pick_target
-from ddpm_cli.errors import DataError
-from ddpm_cli.run_folder import METRICS
 from ddpm_cli.text import printable
 
 __all__ = ["EXAMPLES", "plot"]
@@ -45,10 +43,11 @@ def plot(
     Works while the run is training.
     """
     console = Console("plot", as_json, quiet)
-    run = run or _newest(Path("runs"))
+    from ddpm_cli.cli.model import find_run
     from ddpm_cli.data import plots
     from ddpm_cli.training import curves
 
+    run = find_run("plot", run)
     lines = curves.read_metrics(run)
     # RUN/plot.png may be replaced; a file that the user named may not.
     target = pick_target(output, str(run / "plot.png"), _SUFFIXES, console, force or output is None)
@@ -63,11 +62,3 @@ def plot(
     title = printable(f"{run.resolve().name}, step {lines[-1]['step']}")
     data = picture_bytes(plots.draw(charts, title), target.suffix)
     deliver(target, data, console, run=str(run), **lines[-1])
-
-
-def _newest(runs: Path) -> Path:
-    from ddpm_cli.models.runs import newest_run
-
-    if run := newest_run(runs, lambda run: run / METRICS):
-        return run
-    raise DataError(f"no run was given, and there is none in {runs}/", "ddpm plot RUN")

@@ -183,14 +183,13 @@ def _trace(
     seed: int,
 ) -> None:
     """Run the traces and write some of their states."""
-    from ddpm_cli.cli.trace_output import Frame, trace_picture, write_trace
+    from ddpm_cli.cli.trace_output import FRAMES, Frame, frame_numbers, trace_picture, write_trace
     from ddpm_cli.data.images import to_uint8
     from ddpm_cli.data.pictures import ANIMATION_SUFFIXES
     from ddpm_cli.diffusion.noised_image import to_paper
 
     taken = sampling.evaluations
-    count = min(frames or (50 if target.suffix in ANIMATION_SUFFIXES else 10), taken + 1)
-    wanted = {round(i * taken / (count - 1)) for i in range(count)}
+    wanted = frame_numbers(taken, frames or (50 if target.suffix in ANIMATION_SUFFIXES else FRAMES))
     kept: list[Frame] = []
     with console.bar("denoising", taken) as update:
         for i, step in enumerate(ddpm.sample_loop(x_t, sampling, noise=noise)):

@@ -13,7 +13,18 @@ from ddpm_cli.data import images, pictures
 from ddpm_cli.files import write_file
 from ddpm_cli.models.sample_folder import image_name
 
-__all__ = ["Frame", "Shared", "shared_picture", "trace_picture", "write_shared", "write_trace"]
+__all__ = [
+    "FRAMES",
+    "Frame",
+    "Shared",
+    "frame_numbers",
+    "shared_picture",
+    "trace_picture",
+    "write_shared",
+    "write_trace",
+]
+
+FRAMES = 10  # in a strip, unless the user asks for more
 
 
 class Frame(NamedTuple):
@@ -33,6 +44,12 @@ class Shared(NamedTuple):
     t: int
     x_t: Tensor
     samples: Tensor
+
+
+def frame_numbers(evaluations: int, frames: int) -> list[int]:
+    """The numbers of the steps to show, at most `frames`, evenly spread from the first one to the last one."""
+    count = min(frames, evaluations + 1)
+    return sorted({round(i * evaluations / (count - 1)) for i in range(count)})
 
 
 def trace_picture(frames: Sequence[Frame], rows: Sequence[str], suffix: str) -> bytes:

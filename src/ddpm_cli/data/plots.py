@@ -1,17 +1,19 @@
-"""Charts: curves with axes, as a picture and as text for a terminal."""
+"""Charts: curves with axes, as a picture, as SVG for a page, and as text for a terminal."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Chart", "draw", "text"]
+__all__ = ["Chart", "draw", "svg", "text"]
 
 _COLOURS = ("#1f5fa8", "#c4541a", "#2f8f4e", "#8a4fb0", "#6b6b6b")
 _PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 360), 74, 18, 40, 34
+_SMALL_PANEL = (480, 280)  # in a page, where it also has to fit a phone
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
 
 
@@ -69,6 +71,23 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
+class _Axes:
+    """Places the values of a chart in a box of pixels, and has its round numbers. rows, columns: those of its axes."""
+
+    def __init__(self, chart: Chart, left: float, top: float, right: float, bottom: float) -> None:
+        low, high = _range(chart, [*chart.curves])
+        last = max(chart.steps)
+        self._corner, self._size = (left, bottom), (right - left, bottom - top)
+        self._across, self._up = _scale(0, last, False), _scale(low, high, chart.log)
+        self.rows = [(value, self.at(0, value)[1]) for value in _ticks(low, high, chart.log)]
+        self.columns = [(value, self.at(value, high)[0]) for value in _ticks(0, last, False)]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a value is."""
+        (left, bottom), (width, height) = self._corner, self._size
+        return left + self._across(x) * width, bottom - self._up(y) * height
+
+
 def draw(charts: Sequence[Chart], title: str) -> Image.Image:
     """Charts as one picture, two per row, with axes, round numbers and the names of the curves."""
     width, height = _PANEL
@@ -84,27 +103,19 @@ def draw(charts: Sequence[Chart], title: str) -> Image.Image:
 def _panel(chart: Chart) -> Image.Image:
     (width, height), scale = _PANEL, 2  # drawn at twice the size and reduced, for smooth lines
     names = list(chart.curves)
-    low, high = _range(chart, names)
-    first, last = 0, max(chart.steps)
     panel = Image.new("RGB", (scale * width, scale * height), "white")
     pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12 * scale)
     left, right = scale * _LEFT, scale * (width - _RIGHT)
     top, bottom = scale * _TOP, scale * (height - _BOTTOM)
-    across, up = _scale(first, last, False), _scale(low, high, chart.log)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return left + across(x) * (right - left), bottom - up(y) * (bottom - top)
-
-    for value in _ticks(low, high, chart.log):
-        y = at(0, value)[1]
+    axes = _Axes(chart, left, top, right, bottom)
+    for value, y in axes.rows:
         pen.line([(left, y), (right, y)], fill="#e4e4e4", width=scale)
         pen.text((left - 6 * scale, y), _short(value), fill="#444444", font=font, anchor="rm")
-    for value in _ticks(first, last, False):
-        x = at(value, high)[0]
+    for value, x in axes.columns:
         pen.line([(x, top), (x, bottom)], fill="#f0f0f0", width=scale)
         pen.text((x, bottom + 12 * scale), _short(value), fill="#444444", font=font, anchor="mm")
     for name, colour in reversed(list(zip(names, _COLOURS, strict=False))):
-        points = [at(x, y) for x, y in chart.points(name)]
+        points = [axes.at(x, y) for x, y in chart.points(name)]
         if len(points) == 1:
             x, y = points[0]
             pen.ellipse([x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale], fill=colour)
@@ -116,6 +127,47 @@ def _panel(chart: Chart) -> Image.Image:
         pen.text((x, top - 14 * scale), name, fill=colour, font=font, anchor="rm")
         x -= pen.textlength(name, font=font) + 14 * scale
     return panel.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def svg(chart: Chart) -> str:
+    """A chart as SVG, for a page of HTML: text has the page's colour, and --curve-1, … may set those of the curves."""
+    width, height = _SMALL_PANEL
+    left, right, top, bottom = _LEFT - 20, width - _RIGHT, _TOP, height - _BOTTOM
+    axes = _Axes(chart, left, top, right, bottom)
+    title = html.escape(chart.title)
+    parts = [f'<text x="{left}" y="{top - 12}" font-size="15">{title}</text>']
+    for value, y in axes.rows:
+        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="currentColor" opacity=".15"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+    for value, x in axes.columns:
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="currentColor" opacity=".1"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_short(value)}</text>')
+    parts.append(f'<path d="M{left} {top}V{bottom}H{right}" stroke="currentColor" opacity=".5" fill="none"/>')
+    colours = [f"var(--curve-{i}, {colour})" for i, colour in enumerate(_COLOURS, 1)]
+    curves = list(zip(chart.curves, colours, strict=False))
+    for name, colour in reversed(curves):
+        points = [f"{x:.1f} {y:.1f}" for x, y in _thinned([axes.at(x, y) for x, y in chart.points(name)])]
+        line = f"M{'L'.join([*points, points[-1]])}" if points else ""  # one point is a line to itself: a dot
+        thick = 2 if name == next(iter(chart.curves)) else 1.2
+        style = f"stroke:{colour};stroke-width:{thick if len(points) > 1 else 6}"
+        parts.append(f'<path d="{line}" style="{style}" fill="none" stroke-linecap="round" stroke-linejoin="round"/>')
+    if len(curves) > 1:
+        names = "".join(f'<tspan dx="12" style="fill:{colour}">{html.escape(name)}</tspan>' for name, colour in curves)
+        parts.append(f'<text x="{right}" y="{top - 12}" text-anchor="end">{names}</text>')
+    box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
+    return f'<svg {box} font-family="sans-serif" font-size="12" fill="currentColor">{"".join(parts)}</svg>\n'
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most two points in each column of pixels, the highest and the lowest, in their order: it looks the same."""
+    columns: dict[int, list[tuple[float, float]]] = {}
+    for point in points:
+        columns.setdefault(round(point[0]), []).append(point)
+    found = []
+    for column in columns.values():
+        kept = {min(column, key=lambda point: point[1]), max(column, key=lambda point: point[1])}
+        found += sorted(kept, key=column.index)
+    return found
 
 
 def text(chart: Chart, columns: int = 60, rows: int = 6) -> str:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data import images
+from ddpm_cli.diffusion.interpolation import linear
 from ddpm_cli.diffusion.samplers import Noise, Sampling
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.rng import ImageNoise
 
-__all__ = ["Difference", "denoise_alike", "difference", "noised"]
+__all__ = ["Difference", "denoise_alike", "difference", "mixed", "noised"]
 
 _BATCH = 32
 
@@ -40,6 +41,14 @@ def noised(model: DDPM, x_0: Tensor, t: int, seed: int = 0) -> Tensor:
     x_0: (1, C, H, W) in [-1, 1]. t: in [0, T). Returns x_t, like x_0.
     """
     return model.schedule.q_sample(x_0, t, ImageNoise(seed, [0], model.shape, "forward")().to(x_0))
+
+
+def mixed(model: DDPM, a: Tensor, b: Tensor, t: int, shares: Tensor, seed: int = 0) -> Tensor:
+    """Mixtures of two images that were noised to position t (Section 4.4): (N, C, H, W), one for each lambda.
+
+    Both get the same noise, so each mixture has the right amount of it. a, b: (1, C, H, W) in [-1, 1]. shares: (N,).
+    """
+    return linear(noised(model, a, t, seed), noised(model, b, t, seed), shares)
 
 
 def denoise_alike(

@@ -47,12 +47,22 @@ def read_results(folder: Path, fingerprint: str | None = None) -> list[Result]:
 
     fingerprint: of the model, `DDPM.fingerprint`; None for images whose model is not known.
     """
+    model, found = _read(folder)
+    return found if model == fingerprint else []
+
+
+def kept_results(folder: Path) -> list[Result]:
+    """The results in a folder, whatever model or images they are of; none if it has no such file, or a damaged one."""
+    return _read(folder)[1]
+
+
+def _read(folder: Path) -> tuple[object, list[Result]]:
+    """The fingerprint of the model, and the results."""
     with contextlib.suppress(OSError, ValueError):
         values = parse_json(read_bytes(folder / RESULTS))
-        if isinstance(values, dict) and values.get("model") == fingerprint:
-            found = values.get("results")
-            return [result for result in found if _is_result(result)] if isinstance(found, list) else []
-    return []
+        if isinstance(values, dict) and isinstance(found := values.get("results"), list):
+            return values.get("model"), [result for result in found if _is_result(result)]
+    return None, []
 
 
 def write_results(folder: Path, fingerprint: str | None, results: Sequence[Result], **about: Any) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Finds runs, and the checkpoints and previews in the folder of a run."""
+"""Finds runs, and the checkpoints, previews and evaluations in the folder of a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_cli.run_folder import CHECKPOINTS, SAMPLES
+from ddpm_cli.run_folder import CHECKPOINTS, EVALUATIONS, SAMPLES
 
-__all__ = ["checkpoint_folder", "checkpoints", "newest_run", "preview_file", "previews", "step_of"]
+__all__ = ["checkpoint_folder", "checkpoints", "evaluations", "newest_run", "preview_file", "previews", "step_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")  # not a copy that a user made
 _PREVIEW = re.compile(r"step-(\d{8,})(-raw)?\.png")
@@ -21,14 +21,22 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    paths = (run / CHECKPOINTS).glob("step-*")
-    found = [(int(m[1]), path) for path in paths if (m := _CHECKPOINT.fullmatch(path.name))]
+    return _by_step(run / CHECKPOINTS)
+
+
+def evaluations(run: Path) -> list[Path]:
+    """The folders of evaluations of a run's checkpoints, by step. Such a checkpoint may be removed since."""
+    return _by_step(run / EVALUATIONS)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    found = [(int(m[1]), path) for path in folder.glob("step-*") if (m := _CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step of one of `checkpoints`."""
-    return int(checkpoint.name.removeprefix("step-"))
+def step_of(folder: Path) -> int:
+    """The step of one of `checkpoints` or `evaluations`."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def preview_file(run: Path, step: int, raw: bool = False) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ddpm_cli.files import read_bytes
 from ddpm_cli.run_folder import METRICS
 from ddpm_cli.training.metrics import read_line
 
-__all__ = ["charts", "read_metrics"]
+__all__ = ["charts", "colours", "read_metrics"]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def charts(lines: Sequence[dict[str, Any]]) -> list[Chart]:
+def charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Loss (also by quarter of t), gradient norm, learning rate and speed over the steps."""
     steps = [line["step"] for line in lines]
 
@@ -47,3 +47,24 @@ def charts(lines: Sequence[dict[str, Any]]) -> list[Chart]:
         Chart("learning rate", steps, curves(lr="lr")),
         Chart("images/s", steps, curves(speed="images_per_second")),
     ]
+
+
+def colours(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The mean of each colour in the previews, beside that of the images. None without previews.
+
+    A model that is not trained enough is off by the same colour in all of its samples.
+    """
+    drawn = [line for line in lines if all(key in line for key in ("mean", "raw_mean", "data_mean"))]
+    names = {1: ["brightness"], 3: ["red", "green", "blue"]}
+    channels = min((len(line[key]) for line in drawn for key in ("mean", "raw_mean", "data_mean")), default=0)
+    return [
+        Chart(
+            f"mean {name} of previews",
+            [line["step"] for line in drawn],
+            {shown: [line[key][i] for line in drawn] for shown, key in _WEIGHTS.items()},
+        )
+        for i, name in enumerate(names.get(channels, []))
+    ]
+
+
+_WEIGHTS = {"EMA": "mean", "raw": "raw_mean", "images": "data_mean"}

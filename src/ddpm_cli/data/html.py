@@ -1,0 +1,183 @@
+"""Pages of HTML for a browser: without a server, a network or a library, and readable without their script.
+
+All text that these functions take is escaped here. What they return is HTML, to be joined and given to `page`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ddpm_cli.data.images import decode
+from ddpm_cli.data.pictures import picture_bytes
+from ddpm_cli.text import printable
+
+__all__ = ["Picture", "code", "embedded", "escaped", "fold", "image", "page", "paragraph", "section", "slider", "table"]
+
+_LARGE = 100_000  # bytes; larger pictures are embedded as WebP with some loss, about a tenth of the size
+
+
+class Picture(NamedTuple):
+    """A picture of a page. source: a data URI, or a path relative to the page. width, height: its pixels."""
+
+    source: str
+    width: int
+    height: int
+
+
+def escaped(text: str) -> str:
+    """Text for HTML, also between quotes, on one line. Control characters are written as `\\x1b` and the like."""
+    return html.escape(printable(text))
+
+
+def embedded(data: bytes, name: str) -> Picture:
+    """A picture from the bytes of an image file, as part of the page. name: in errors. Raises DataError.
+
+    It is decoded and encoded again, so the page has nothing of the file but its pixels.
+    """
+    pixels = decode(data, name)
+    kind, coded = "png", picture_bytes(pixels)
+    if len(coded) > _LARGE:
+        buffer = io.BytesIO()
+        pixels.save(buffer, "WEBP", quality=85)
+        kind, coded = "webp", buffer.getvalue()
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(coded).decode()}", *pixels.size)
+
+
+def image(picture: Picture, about: str, width: int = 0) -> str:
+    """A picture, enlarged by a whole factor to at most `width` pixels if it is smaller. about: what it shows."""
+    factor = max(1, width // picture.width)
+    size = f'width="{factor * picture.width}" height="{factor * picture.height}"'
+    sharp = ' class="sharp"' if factor > 1 else ""
+    return f'<img{sharp} src="{escaped(picture.source)}" alt="{escaped(about)}" {size}>'
+
+
+def slider(
+    rows: Mapping[str, Sequence[Picture]], captions: Sequence[str], first: int, width: int, label: str = "time"
+) -> str:
+    """Named rows of pictures, one of each shown at a time, and a slider that chooses which.
+
+    captions: a line for each position. first: the position at the start, and the only one without the script. width:
+    of a picture, see `image`. label: what the slider moves through, for screen readers.
+    """
+    figures = "".join(
+        f"<figure>{image(pictures[first], name, width)}<figcaption>{escaped(name)}</figcaption></figure>"
+        for name, pictures in rows.items()
+    )
+    data = {
+        "captions": [printable(caption) for caption in captions],
+        "rows": [[picture.source for picture in pictures] for pictures in rows.values()],
+    }
+    last = len(captions) - 1
+    return (
+        f'<div class="slider"><div class="row">{figures}</div>'
+        f'<input type="range" min="0" max="{last}" value="{first}" aria-label="{escaped(label)}" hidden>'
+        f"<output>{escaped(captions[first])}</output>"
+        f'<script type="application/json">{_json(data)}</script></div>\n'
+    )
+
+
+def _json(data: object) -> str:
+    """JSON inside of a script element, which `</script>` or `<!--` in a text would end or confuse."""
+    return json.dumps(data).replace("<", r"\u003c")
+
+
+def section(title: str, *parts: str) -> str:
+    """A part of a page under a heading; empty if its parts are."""
+    return f"<section><h2>{escaped(title)}</h2>\n{''.join(parts)}</section>\n" if any(parts) else ""
+
+
+def fold(title: str, content: str) -> str:
+    """A part that is closed at first."""
+    return f"<details><summary>{escaped(title)}</summary>{content}</details>\n"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph. Words between backticks are code."""
+    pieces = escaped(text).split("`")
+    return f"<p>{''.join(f'<code>{piece}</code>' if i % 2 else piece for i, piece in enumerate(pieces))}</p>\n"
+
+
+def code(text: str) -> str:
+    """A command, or another text of lines. A line is broken between words, not after the hyphens of an option."""
+    lines = (re.sub(r"(\S+)", r"<span>\1</span>", escaped(line)) for line in text.split("\n"))
+    return "<pre>{}</pre>\n".format("\n".join(lines))
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """A table; the first cell of each row is its heading. Empty without rows."""
+    if not rows:
+        return ""
+    top = f"<tr>{''.join(f'<th>{escaped(cell)}</th>' for cell in head)}</tr>" if head else ""
+    lines = (
+        f'<tr><th scope="row">{escaped(first)}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>\n'
+
+
+def page(title: str, body: str) -> bytes:
+    """A whole page. The policy in its head forbids the browser to load anything but its own pictures."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>{escaped(title)}</h1>\n{body}<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    ).encode()
+
+
+_POLICY = "default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_STYLE = """
+:root { --text: #1c1c1c; --back: #ffffff; --soft: #666; --line: #ddd; --field: #f4f4f4; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --back: #161618; --soft: #a0a0a0; --line: #3a3a3e; --field: #232327;
+    --curve-1: #6aa9ee; --curve-2: #f0905a; --curve-3: #6fce8c; --curve-4: #c694e8; --curve-5: #b0b0b0; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
+  max-width: 64rem; margin: 0 auto; padding: 1rem; }
+h1, h2 { line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+p { max-width: 44rem; }
+img { max-width: 100%; height: auto; vertical-align: top; }
+.sharp { image-rendering: pixelated; }
+figure { margin: 0; }
+figcaption, summary, output { color: var(--soft); }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; }
+.slider input { width: 100%; margin: 1rem 0 0; accent-color: var(--curve-1, #1f5fa8); }
+.slider output { display: block; font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1rem; }
+svg { width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; min-width: 5rem; }
+td:last-child { min-width: 13rem; }
+th { font-weight: 600; white-space: nowrap; }
+pre { background: var(--field); padding: .7rem; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { display: inline-block; max-width: 100%; }
+code, pre { font: .9em/1.4 ui-monospace, monospace; }
+details { margin: 1rem 0; }
+@media print { section, figure, svg { break-inside: avoid; } .slider input { display: none; } }
+"""
+
+_SCRIPT = """
+for (const box of document.querySelectorAll(".slider")) {
+  const data = JSON.parse(box.querySelector("script").textContent);
+  const images = box.querySelectorAll("img"), input = box.querySelector("input");
+  const show = () => {
+    data.rows.forEach((row, i) => { images[i].src = row[input.value]; });
+    box.querySelector("output").textContent = data.captions[input.value];
+  };
+  input.addEventListener("input", show);
+  input.hidden = false;
+  show();
+}
+"""

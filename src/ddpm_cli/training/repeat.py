@@ -1,0 +1,82 @@
+"""The command that trains a run again, from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
+from ddpm_cli.training.objective import loss_for, named, schedule_for
+from ddpm_cli.training.presets import FINE_TUNING, PRESETS
+
+__all__ = ["command_of"]
+
+# Settings of the paper that only `ddpm_cli.train` has, not the command line.
+_IN_PYTHON = ("lr_warmup", "ema_decay", "grad_clip")
+_ALWAYS = ("size", "channels", "steps", "batch_size", "lr", "seed", "save_every", "sample_every")
+
+
+def command_of(config: RunConfig, run: Path) -> str:
+    """The command that trains a run again; in Python, if it has settings that the command line lacks.
+
+    It names what a new run would choose by its images or its machine, and what differs from the defaults.
+    run: the folder of the run.
+    """
+    images = [config.data.images] if isinstance(config.data.images, str) else [*config.data.images]
+    chosen = _chosen(config)
+    if special := _special(config):
+        first = [images[0] if len(images) == 1 else images, str(run)]
+        arguments = [*map(repr, first), *(f"{key}={value!r}" for key, value in (chosen | special).items())]
+        return "from ddpm_cli import train\n\ntrain({})".format(", ".join(arguments))
+    words = ["ddpm", "train", *map(quote, images), "-o", quote(str(run))]
+    for key, value in chosen.items():
+        flag = "from" if key == "start_from" else key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", quote(str(value))]
+    return " ".join(words)
+
+
+def _chosen(config: RunConfig) -> dict[str, Any]:
+    """The settings to name, by their names in Python."""
+    found: dict[str, Any] = {}
+    if config.base is not None:
+        found["start_from"] = config.base
+    elif config.preset in PRESETS:
+        found["preset"] = config.preset
+    for part, kind in ((config.data, DataConfig), (config.train, TrainConfig)):
+        for field in fields(kind):
+            value = getattr(part, field.name)
+            usual = field.name not in _ALWAYS and value == field.default
+            if not usual and field.name not in ("images", "loss", "log_every", *_IN_PYTHON):
+                found[field.name] = value
+    if config.train.loss != loss_for(None, config.schedule):
+        found["loss"] = config.train.loss
+    return found if config.base is not None else found | _objective(config)
+
+
+def _objective(config: RunConfig) -> dict[str, Any]:
+    """The `objective.OPTIONS` that the preset does not have. The default betas depend on T."""
+    usual = PRESETS.get(config.preset, PRESETS["cifar10"]).schedule()
+    has = {key: value for key, value in named(config.schedule).items() if value is not None}
+    if has["schedule"] == "learned":  # a list of betas, which no option gives
+        return {}
+    found = {
+        key: has[key] for key in ("prediction", "variance", "schedule", "timesteps") if has[key] != named(usual)[key]
+    }
+    without = named(schedule_for(found, usual))
+    return found | {key: has[key] for key in ("beta_start", "beta_end") if key in has and has[key] != without[key]}
+
+
+def _special(config: RunConfig) -> dict[str, Any]:
+    """The settings `_IN_PYTHON` that differ from the defaults."""
+    usual: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig)}
+    if config.base is not None:
+        usual["lr_warmup"] = FINE_TUNING["lr_warmup"]
+    elif config.preset in PRESETS:
+        usual["lr_warmup"] = PRESETS[config.preset].lr_warmup
+    has = {name: getattr(config.train, name) for name in _IN_PYTHON}
+    return {name: value for name, value in has.items() if value != usual[name]}
