@@ -89,7 +89,7 @@ def test_weights_of_inception(weights, form, tmp_path, monkeypatch):
     torch.testing.assert_close(found.features, expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.logits, expected[1], rtol=1e-3, atol=1e-3)
     assert extractor.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (extractor.name, extractor.resize) == ("Inception", "to 299x299, bilinear as in TensorFlow 1")
+    assert (extractor.name, extractor.resize) == ("Inception", "resized to 299x299, bilinear as in TensorFlow 1")
     gray = image()[:, :1]
     assert extractor.repeats((1, 40, 50))
     assert extractor(gray).features.equal(extractor(gray.repeat(1, 3, 1, 1)).features)

@@ -57,7 +57,7 @@ class Extractor:
         sha256: str,
         device: torch.device,
         name: str,
-        resize: str = "none before the extractor",
+        resize: str = "not resized",
         channels: int | None = None,
     ) -> None:
         self.name = name
@@ -156,7 +156,8 @@ def open_extractor(file: str | Path | None, device: torch.device, progress: OnPr
             f"Write it with torch.jit.save. {_CONTRACT}",
         )
     network = _inception(path).to(device)
-    return Extractor(network, path, sha256, device, "Inception", f"to {SIDE}x{SIDE}, bilinear as in TensorFlow 1", 3)
+    resize = f"resized to {SIDE}x{SIDE}, bilinear as in TensorFlow 1"
+    return Extractor(network, path, sha256, device, "Inception", resize, 3)
 
 
 def _members(path: Path) -> list[str]:
