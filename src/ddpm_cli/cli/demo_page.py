@@ -22,7 +22,7 @@ from ddpm_cli.models.sample_folder import image_name
 __all__ = ["PAGE", "write_demo"]
 
 PAGE = "index.html"
-_WIDTH = 256  # pixels of a picture that the slider changes
+_WIDTH, _GRID_WIDTH = 256, 640  # pixels of a picture that the slider changes, and of the samples
 _ROWS = ("x_t", "x_0")
 
 
@@ -119,7 +119,7 @@ def _page(
                 f"{len(demo.samples)} new images, each from noise of its own. The default sampler takes "
                 f"{len(plan.usual.timesteps)} steps; `--sampler ddpm` takes all {T}, as the paper does."
             ),
-            html.image(sheets["samples"], "new images from the model", 2 * _WIDTH),
+            html.image(sheets["samples"], "new images from the model", _GRID_WIDTH),
             html.code(f"ddpm sample {options} --n {len(demo.samples)}{also} -o samples.png"),
         ),
         html.section(
@@ -154,6 +154,6 @@ def _through_time(model: DDPM, demo: Demo, start: int) -> str:
     for t in demo.ts:
         tables = (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
         signal, noise = (float(table[from_paper(t)]) for table in tables) if t else (1.0, 0.0)
-        captions.append(f"t = {t}: with noise, x_t = {signal:.3f} x_0 + {noise:.3f} eps")
+        captions.append(f"t = {t}: forward, x_t = {signal:.3f} x_0 + {noise:.3f} eps")
     rows = {name: [Picture(path, size, size) for path in paths] for name, paths in sources.items()}
     return html.slider(rows, captions, start, _WIDTH)

@@ -65,10 +65,11 @@ def slider(
     captions: a line for each position. first: the position at the start, and the only one without the script. width:
     of a picture, see `image`. label: what the slider moves through, for screen readers.
     """
-    figures = "".join(
-        f"<figure>{image(pictures[first], name, width)}<figcaption>{escaped(name)}</figcaption></figure>"
-        for name, pictures in rows.items()
-    )
+    figures = ""
+    for name, pictures in rows.items():
+        largest = max(1, width // pictures[first].width) * pictures[first].width
+        shown = f"{image(pictures[first], name, width)}<figcaption>{escaped(name)}</figcaption>"
+        figures += f'<figure style="max-width: {largest}px">{shown}</figure>'
     data = {
         "captions": [printable(caption) for caption in captions],
         "rows": [[picture.source for picture in pictures] for pictures in rows.values()],
@@ -151,6 +152,7 @@ img { max-width: 100%; height: auto; vertical-align: top; }
 figure { margin: 0; }
 figcaption, summary, output { color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
+.row figure { flex: 1 1 6.5rem; }
 .slider input { width: 100%; margin: 1rem 0 0; accent-color: var(--curve-1, #1f5fa8); }
 .slider output { display: block; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1rem; }
@@ -164,8 +166,14 @@ th { font-weight: 600; white-space: nowrap; }
 pre { background: var(--field); padding: .7rem; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre span { display: inline-block; max-width: 100%; }
 code, pre { font: .9em/1.4 ui-monospace, monospace; }
+p code { white-space: nowrap; }
 details { margin: 1rem 0; }
-@media print { section, figure, svg { break-inside: avoid; } .slider input { display: none; } }
+@media print {
+  h2 { break-after: avoid; }
+  figure, svg, tr, pre, .slider { break-inside: avoid; }
+  .charts { grid-template-columns: 1fr 1fr; }
+  .slider input { display: none; }
+}
 """
 
 _SCRIPT = """
