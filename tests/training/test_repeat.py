@@ -44,6 +44,7 @@ CASES = [
     {"objective": {"schedule": "const", "beta_end": 0.01, "timesteps": 50}},
     {"objective": {"schedule": "jsd", "prediction": "epsilon"}},
     {"objective": {"beta_start": 1e-5}, "preset": "cifar10"},
+    {"objective": {"schedule": "learned", "timesteps": 40}, "train": {"loss": "vlb"}},
 ]
 
 
@@ -63,6 +64,17 @@ def test_a_fine_tuned_run(monkeypatch):
     asked = parsed(command_of(config, Path("new")), monkeypatch)
     assert (asked.start_from, asked.preset, asked.objective) == (base.address, None, {})
     assert plan_run(OTHER, *asked.images, False, "auto", asked.data, asked.train, base=base) == config
+
+
+def test_a_fine_tuned_run_that_learns_its_betas(monkeypatch):
+    learned = {"objective": {"schedule": "learned"}, "train": {"loss": "vlb"}}
+    first = planned(**learned)
+    base = Base("/runs/old", first.unet, first.schedule)
+    config = planned(base=base, **learned)
+    asked = parsed(command_of(config, Path("new")), monkeypatch)
+    again = plan_run(OTHER, *asked.images, False, "auto", asked.data, asked.train, asked.objective, base)
+    assert again == config
+    assert again.train.learn_betas
 
 
 def test_settings_that_the_command_line_lacks_are_python():

@@ -15,6 +15,7 @@ __all__ = ["command_of"]
 
 # Settings of the paper that only `ddpm_cli.train` has, not the command line.
 _IN_PYTHON = ("lr_warmup", "ema_decay", "grad_clip")
+_ELSEWHERE = ("images", "loss", "learn_betas", "log_every")  # given otherwise, or without an effect on the model
 _ALWAYS = ("size", "channels", "steps", "batch_size", "lr", "seed", "save_every", "sample_every")
 
 
@@ -51,23 +52,25 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
         for field in fields(kind):
             value = getattr(part, field.name)
             usual = field.name not in _ALWAYS and value == field.default
-            if not usual and field.name not in ("images", "loss", "log_every", *_IN_PYTHON):
+            if not usual and field.name not in (*_ELSEWHERE, *_IN_PYTHON):
                 found[field.name] = value
     if config.train.loss != loss_for(None, config.schedule):
         found["loss"] = config.train.loss
-    return found if config.base is not None else found | _objective(config)
+    return found | _objective(config)
 
 
 def _objective(config: RunConfig) -> dict[str, Any]:
-    """The `objective.OPTIONS` that the preset does not have. The default betas depend on T."""
+    """The `objective.OPTIONS` that the preset, or the model to fine-tune, does not have."""
+    if config.base is not None:
+        return {"schedule": "learned"} if config.train.learn_betas else {}
     usual = PRESETS.get(config.preset, PRESETS["cifar10"]).schedule()
     has = {key: value for key, value in named(config.schedule).items() if value is not None}
-    if has["schedule"] == "learned":  # a list of betas, which no option gives
+    if has["schedule"] == "learned" and not config.train.learn_betas:  # a list of betas, which no option gives
         return {}
     found = {
         key: has[key] for key in ("prediction", "variance", "schedule", "timesteps") if has[key] != named(usual)[key]
     }
-    without = named(schedule_for(found, usual))
+    without = named(schedule_for(found, usual))  # the default betas depend on T
     return found | {key: has[key] for key in ("beta_start", "beta_end") if key in has and has[key] != without[key]}
 
 
