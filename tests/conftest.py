@@ -81,7 +81,8 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDPM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
-    for name in ("DDPM_MODEL", "DDPM_DEVICE", "DDPM_DEBUG"):
+    names = ("DDPM_MODEL", "DDPM_DEVICE", "DDPM_DEBUG", "NO_COLOR", "COLORTERM")
+    for name in (*names, "TMUX", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -227,11 +228,11 @@ def torchrun(start) -> Callable[..., Process]:
 
 @pytest.fixture
 def in_a_terminal(start) -> Callable[..., tuple[int, str]]:
-    """Run ddpm in a terminal. Returns its exit code and the output in the terminal."""
+    """Run ddpm in a terminal. Returns its exit code and the output in the terminal. Keywords: environment variables."""
 
-    def run(*args: object) -> tuple[int, str]:
+    def run(*args: object, **env: str) -> tuple[int, str]:
         main, other = pty.openpty()
-        process = start(*args, env={"TERM": "xterm"}, terminal=other)
+        process = start(*args, env={"TERM": "xterm"} | env, terminal=other)
         os.close(other)
         seen = b""
         with contextlib.suppress(OSError):  # the other end is closed

@@ -31,8 +31,8 @@ def test_a_row_for_each_t_and_one_of_pixels(cli, color_model, ends):
     about = json.loads(out)
     assert (about["via"], about["t"], about["n"], about["steps"]) == ("noise", [0, 20, 500], 5, [4, 4])
     table = picture("x.png")
-    assert table.height == 16 + 3 * 66 + 2
-    assert 5 * 66 + 2 < table.width < 6 * 66
+    assert table.height == 16 + 3 * 120 + 24
+    assert 5 * 120 + 24 < table.width < 6 * 120
     assert cli("interpolate", *ends, *options, "-o", "x/")[0] == 0
     names = sorted(path.name for path in Path("x").iterdir())
     assert names == [f"{i:03d}-t{t:04d}.png" for i in range(5) for t in (0, 20, 500)]
@@ -79,7 +79,7 @@ def test_through_latents_the_ends_are_the_images(cli, color_model, ends, other):
 def test_an_animation_runs_forth_and_back(cli, color_model, ends, name):
     assert cli("interpolate", *ends, "-m", color_model, "--t", 300, "-n", 6, "-o", name)[0] == 0
     with Image.open(name) as animation:
-        assert (animation.n_frames, animation.height) == (11, 2 * 66 + 2)
+        assert (animation.n_frames, animation.height) == (11, 2 * 120 + 24)
         durations, frames = [], []
         for i in range(11):
             animation.seek(i)

@@ -65,10 +65,10 @@ def test_an_image_that_does_not_return_is_said(cli, color_model, small, options,
 def test_a_strip_shows_the_way_up_and_back(cli, color_model, small):
     assert cli("invert", small, "-m", color_model, "--steps", 10, "-o", "strip.png")[0] == 0
     strip = picture("strip.png")
-    assert (strip.height, strip.mode) == (16 + 2 * 66 + 2, "RGB")
-    assert (strip.width - 2) % 66 == strip.width - 2 - 6 * 66  # six columns, and the labels of the rows
+    assert (strip.height, strip.mode) == (16 + 2 * 120 + 24, "RGB")
+    assert 0 < strip.width - 24 - 6 * 120 < 50  # six columns, and the labels of the rows
     assert cli("invert", small, "-m", color_model, "--steps", 2, "-o", "short.png")[0] == 0
-    assert picture("short.png").width == strip.width - 3 * 66
+    assert picture("short.png").width == strip.width - 3 * 120
 
 
 def test_up_to_a_timestep(cli, color_model, small):
@@ -88,6 +88,7 @@ def test_what_does_not_fit_together_is_refused(cli, color_model, small):
         (("-o", "x.safetensors"), 2, "Add --format safetensors"),
         (("--format", "safetensors", "-o", "x.png"), 2, "cannot write .png"),
         (("--spacing", "odd"), 2, "--spacing odd"),
+        (("--format", "safetensors", "--scale", 2), 2, "safetensors has the exact pixels"),
     ]:
         found, _, err = cli("invert", small, "-m", color_model, *options)
         assert (found, "Error: " in err) == (code, True), err

@@ -47,10 +47,10 @@ def test_copies_are_counted_and_named(cli, digits, samples):
 def test_the_picture_shows_the_most_suspicious_samples_first(cli, digits, samples):
     assert cli("neighbors", samples, "--data", digits, "--k", 3, "--show", 2, "--no-flip", "-o", "n.png")[0] == 0
     sheet = picture("n.png")
-    assert sheet.size == (2 + 4 * 114 + 112 // 6, 16 + 2 + 2 * (112 + 2 + 2 * 14 + 4))
+    assert sheet.size == (8 + 4 * 120 + 112 // 6, 16 + 8 + 2 * (112 + 8 + 2 * 14 + 4))
     copy = picture(samples / "copy.png").resize((112, 112), Image.Resampling.NEAREST)
-    for left in (2, 2 + 114 + 112 // 6):  # the sample, and its nearest image
-        assert sheet.crop((left, 18, left + 112, 130)).tobytes() == copy.tobytes()
+    for left in (8, 8 + 120 + 112 // 6):  # the sample, and its nearest image
+        assert sheet.crop((left, 24, left + 112, 136)).tobytes() == copy.tobytes()
 
 
 def test_samples_of_ddpm_sample_in_both_forms(cli, digits, small_model):

@@ -55,7 +55,7 @@ def test_several_t_make_a_strip(cli, emoji):
         "format": "png",
     }
     assert (code, err) == (0, "")
-    assert picture("strip.png").size == (3 * 66 + 2, 16 + 66 + 2)
+    assert picture("strip.png").size == (3 * 102 + 6, 16 + 102 + 6)
 
 
 @pytest.mark.parametrize("output", ["/proc/x.png", "file/x.png"])

@@ -20,9 +20,30 @@ def test_every_kind_of_output(cli, small_model, tmp_path):
     assert array.shape == (5, 8, 8, 1)
     for i in range(5):
         assert np.array_equal(np.asarray(picture(f"images/{i:06d}.png")), array[i, :, :, 0])
-    grid = np.asarray(picture("grid.png"))
+    assert cli("sample", *common, "--scale", 1, "-o", "exact.png")[0] == 0
+    grid = np.asarray(picture("exact.png"))
     assert np.array_equal(grid[2:10, 12:20], array[1, :, :, 0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "images", "x.npz"]
+    assert np.array_equal(np.asarray(picture("grid.png")), grid.repeat(12, 0).repeat(12, 1))  # 8 pixels become 96
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exact.png", "grid.png", "images", "x.npz"]
+
+
+def test_one_image_is_not_a_sheet(cli, small_model):
+    """It has the size of the model, without a border, so that it can be the input of other commands."""
+    assert cli("sample", "-m", small_model, "--n", 1, "-o", "one.png")[0] == 0
+    assert cli("sample", "-m", small_model, "--n", 1, "-o", "one/")[0] == 0
+    assert picture("one.png").tobytes() == picture("one/000000.png").tobytes()
+    assert cli("sample", "-m", small_model, "--n", 1, "--scale", 3, "-o", "large.png")[0] == 0
+    assert picture("large.png").size == (24, 24)
+
+
+def test_a_scale_is_for_pictures(cli, small_model):
+    for output, names in [("x/", "a folder has the exact pixels"), ("x.npz", ".npz has the exact pixels")]:
+        code, _, err = cli("sample", "-m", small_model, "--scale", 2, "-o", output)
+        assert (code, names in err) == (2, True), err
+    for scale in ("0", "33", "1.5", "x", "-1", "²"):
+        code, _, err = cli("sample", "-m", small_model, "--scale", scale, "-o", "x.png")
+        assert (code, "neither auto nor a whole number" in err) == (2, True), err
+    assert cli("sample", "-m", small_model, "--n", 1, "--scale", "auto", "-o", "x/")[0] == 0
 
 
 def test_nothing_is_overwritten_unless_forced(cli, small_model):

@@ -35,14 +35,14 @@ def test_trace_strips(cli, color_model, emoji, show, rows):
     )
     assert code == 0
     assert json.loads(out)["t"] == [12, 9, 6, 3, 0]
-    assert picture("t.png").size == (24 + 5 * 66 + 2, 16 + rows * 66 + 2)
+    assert picture("t.png").size == (24 + 5 * 120 + 24, 16 + rows * 120 + 24)
 
 
 @pytest.mark.parametrize("name", ["t.gif", "t.webp"])
 def test_trace_animations(cli, color_model, emoji, name):
     assert cli("denoise-trace", emoji, "-m", color_model, "--t", 30, "-o", name, "--frames", 7)[0] == 0
     with Image.open(name) as animation:
-        assert (animation.n_frames, animation.size) == (7, (2 * 66 + 2, 16 + 66 + 2))
+        assert (animation.n_frames, animation.size) == (7, (2 * 120 + 24, 16 + 120 + 24))
 
 
 def test_a_gif_of_height_123_is_an_image(cli, color_model):
@@ -103,10 +103,10 @@ def test_traces_are_rows_of_a_strip_and_columns_of_an_animation(cli, color_model
     options = ("-m", color_model, "--n", 3, "--steps", 5, "--frames", 4, "--show", show)
     code, out, _ = cli("denoise-trace", *options, "-o", "t.png", "--json")
     assert (code, json.loads(out)["n"]) == (0, 3)
-    assert picture("t.png").size == (24 + 4 * 66 + 2, 16 + 3 * rows * 66 + 2 + (2 * 10 if rows > 1 else 0))
+    assert picture("t.png").size == (24 + 4 * 120 + 24, 16 + 3 * rows * 120 + 24 + (2 * 16 if rows > 1 else 0))
     assert cli("denoise-trace", *options, "-o", "t.gif")[0] == 0
     with Image.open("t.gif") as animation:
-        assert (animation.n_frames, animation.size) == (4, (24 + 3 * 66 + 2, 16 + rows * 66 + 2))
+        assert (animation.n_frames, animation.size) == (4, (24 + 3 * 120 + 24, 16 + rows * 120 + 24))
 
 
 def test_traces_of_an_image_begin_with_other_noise_each(cli, color_model, emoji):
@@ -124,19 +124,19 @@ def test_samples_that_share_a_state(cli, color_model):
     assert code == 0
     facts = json.loads(out)
     assert (facts["t"], facts["n"], facts["sampler"]) == ([1000, 300, 2], 3, "ddpm")
-    height = 16 + 3 * 66 + 2
+    height = 16 + 3 * 120 + 24
     sheet = picture("shared.png")
     assert sheet.height == height
-    assert sheet.width > 4 * 66 + 10  # the labels are as wide as they need
+    assert sheet.width > 4 * 120 + 16  # the labels are as wide as they need
     assert cli(*options, "300,1000", "-n", 2, "-o", "frames/")[0] == 0
     assert sorted(path.as_posix() for path in Path("frames").rglob("*.png")) == [
         f"frames/t{t:04d}/{name}.png" for t in (300, 1000) for name in ("000000", "000001", "xt")
     ]
-    left = sheet.width - 2 - 4 * 66 - 10 + 2
+    left = sheet.width - 4 * 120 - 16
     for row, t in ((0, 1000), (1, 300)):  # neither the order of t nor the number of samples changes an image
         for column, name in enumerate(("xt", "000000", "000001")):
-            x, y = left + column * 66 + 10 * (column > 0), 18 + row * 66
-            tile = sheet.crop((x, y, x + 64, y + 64)).resize((8, 8), Image.Resampling.NEAREST)
+            x, y = left + column * 120 + 16 * (column > 0), 16 + 24 + row * 120
+            tile = sheet.crop((x, y, x + 96, y + 96)).resize((8, 8), Image.Resampling.NEAREST)
             assert tile.tobytes() == picture(f"frames/t{t:04d}/{name}.png").tobytes(), (t, name)
 
 

@@ -32,7 +32,7 @@ def test_a_run_and_samples_of_it(cli, digits):
         assert shown in err
     run = Path("runs/digits")
     assert json.loads((run / "config.json").read_text())["train"]["batch_size"] == 4
-    assert picture(run / "samples" / "step-00000002.png").size == (42, 42)
+    assert picture(run / "samples" / "step-00000002.png").size == (12 * 42, 12 * 42)
     sample = ("sample", "--n", 1, "--steps", 3)
     assert cli(*sample, "-o", "newest.png")[0] == 0  # from the newest run
     assert cli(*sample, "-m", run / "checkpoints" / "step-00000002", "-o", "named.png")[0] == 0

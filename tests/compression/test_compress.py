@@ -191,7 +191,7 @@ def test_depths_and_strips(cli, small_model, digit):
     found = json.loads(out)
     assert (code, found["t"], found["missing_bytes"]) == (0, 10, 0)
     assert cli("decompress", "x.ddpm", "-m", small_model, "--frames", 4, "-o", "strip.png")[0] == 0
-    assert picture("strip.png").size == (4 * 66 + 2, 32 + 66 + 2)
+    assert picture("strip.png").size == (4 * 120 + 24, 32 + 120 + 24)
     Path("cut.ddpm").write_bytes(Path("x.ddpm").read_bytes()[:-3])
     code, _, err = cli("decompress", "cut.ddpm", "-m", small_model, "-o", "cut.png")
     assert (code, "cut.ddpm: is cut" in err) == (0, True)

@@ -90,17 +90,6 @@ def test_a_file_without_an_image_is_named(tmp_path, photo):
         images.check_background("greenish")
 
 
-def test_grid_and_strip_put_tiles_where_they_belong():
-    tiles = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4) * 40
-    picture = images.from_pil(pictures.grid(tiles))[0]
-    assert picture.shape == (14, 20)  # 2 rows and 3 columns of 4 pixels with 2 between
-    assert [picture[3, 3], picture[3, 9], picture[3, 15], picture[9, 3], picture[9, 9]] == [40, 80, 120, 160, 200]
-    assert picture[9, 15] == 255  # white instead of a sixth tile
-    labelled = pictures.strip([tiles, tiles], [f"t={i}" for i in range(5)], ["x_t", "x_0"])
-    assert labelled.size == (24 + 5 * 66 + 2, 16 + 2 * 66 + 2)  # enlarged to 64, so that labels have room
-    assert pictures.strip([tiles], ["t=1000"] * 5).size == (5 * 66 + 2, 16 + 66 + 2)
-
-
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_animation(suffix):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]

@@ -48,7 +48,7 @@ def test_sampling_in_a_terminal(in_a_terminal, small_model):
     assert "samples.png" in seen
     assert "PNG" not in seen.replace("samples.png", "")
     assert "sampling" in seen
-    assert picture("samples.png").size == (22, 12)
+    assert picture("samples.png").size == (12 * 22, 12 * 12)
     code, seen = in_a_terminal("sample", "-m", small_model, "-o", "-")
     assert code == 2
     assert "terminal" in seen

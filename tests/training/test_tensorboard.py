@@ -33,7 +33,7 @@ def test_curves_and_previews(cli, digits, quick_model):
     assert [event.step for event in board.Scalars("mean/0")] == [4, 8, 12]
     for name in ("samples/ema", "samples/raw"):
         assert [(event.step, event.width, event.height) for event in board.Images(name)] == [
-            (step, 42, 42) for step in (4, 8, 12)
+            (step, 12 * 42, 12 * 42) for step in (4, 8, 12)
         ]
 
 

@@ -11,11 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console as RichConsole
 
 from ddpm_cli.text import printable, safe
+
+if TYPE_CHECKING:
+    from ddpm_cli.cli.terminal import Way
+    from ddpm_cli.cli.terminal_pictures import Draw
 
 __all__ = ["Console", "aligned", "columns", "print_error"]
 
@@ -88,16 +92,42 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 class Console:
     """The output of one command.
 
-    as_json: the result is one JSON object. quiet: only the result and errors are printed.
+    as_json: the result is one JSON object. quiet: only the result and errors are printed. preview: pictures are shown.
     """
 
-    def __init__(self, command: str, as_json: bool, quiet: bool) -> None:
+    def __init__(self, command: str, as_json: bool, quiet: bool, preview: bool = False) -> None:
         self.command = command
         self.as_json = as_json
         self.quiet = quiet
         self._err = _stderr()
         self.width = self._err.width  # columns of the terminal
         self.live = self._err.is_terminal and not quiet  # whether progress bars are shown
+        # The terminal is asked here, before there is a bar.
+        self._way: Way | None = self._pick_way() if preview and not quiet else None
+
+    def _pick_way(self) -> Way | None:
+        """How pictures are shown in the terminal. If they cannot be, prints a note and returns None."""
+        from ddpm_cli.cli.terminal import has_sixel, pick_way
+
+        if not sys.stderr.isatty():
+            self.warn("--preview: stderr is not a terminal, so no picture is shown")
+            return None
+        way = pick_way(os.environ, has_sixel)
+        if way == "blocks" and (self._err.no_color or not self._err.color_system or self._err.encoding != "utf-8"):
+            self.warn("--preview: this terminal shows no colours or no UTF-8, so no picture is shown")
+            return None
+        return way
+
+    def show(self, draw: Draw) -> None:
+        """Show a picture in the terminal, if the user wants previews. draw: draws it at a scale, None for the default.
+
+        A terminal has another size than a file, so the scale is not the user's.
+        """
+        if self._way:
+            from ddpm_cli.cli.terminal import cell_size
+            from ddpm_cli.cli.terminal_pictures import Shown
+
+            self._err.print(Shown(draw, self._way, cell_size(self._err.file.fileno())))
 
     def note(self, text: str = "", style: str | None = None) -> None:
         if not self.quiet:

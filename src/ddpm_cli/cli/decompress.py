@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, open_model
 from ddpm_cli.cli.output import deliver, pick_target, read_input
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["EXAMPLES", "decompress"]
 
@@ -42,6 +45,8 @@ def decompress(
             help="A .png, .jpg or .webp file, or - for stdout. Default: <name>.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -51,7 +56,7 @@ def decompress(
 
     The beginning of a file decodes too, to a coarser image.
     """
-    console = Console("decompress", as_json, quiet)
+    console = Console("decompress", as_json, quiet, preview)
     stem = "image" if file == "-" else Path(file).stem
     target = pick_target(output, f"{stem}.png", _SUFFIXES, console, force)
     data, called = read_input(file)
@@ -60,7 +65,7 @@ def decompress(
 
     from ddpm_cli.compression import compress as codec
     from ddpm_cli.compression.container import Container
-    from ddpm_cli.data import images, pictures
+    from ddpm_cli.data import pictures
     from ddpm_cli.diffusion.noised_image import to_paper
 
     held = Container.from_bytes(data, called)
@@ -77,12 +82,14 @@ def decompress(
                 break
             states.append((to_paper(state.t), state.bits, pixels))
     last_t, bits, pixels = states[-1]
-    if frames is None:
-        sheet = images.to_pil(pixels)
-    else:
-        count = min(frames, len(states))
-        shown = [states[round(i * (len(states) - 1) / max(1, count - 1))] for i in range(count)]
+
+    def draw(scale: int | None) -> Image.Image:
+        if frames is None:
+            return pictures.grid(pixels[None], scale)
+        shown = [states[i] for i in pictures.evenly(len(states), frames)]
         labels = [f"t={at}\n{so_far} bits" for at, so_far, _ in shown]
-        sheet = pictures.strip([torch.stack([tile for _, _, tile in shown])], labels)
+        return pictures.strip([torch.stack([tile for _, _, tile in shown])], labels, scale=scale)
+
+    console.show(draw)
     fields = {"t": last_t, "bits": bits, "missing_bytes": held.missing}
-    deliver(target, pictures.picture_bytes(sheet, target.suffix), console, **fields)
+    deliver(target, pictures.picture_bytes(draw(scale), target.suffix), console, **fields)

@@ -8,7 +8,7 @@ from shlex import quote
 import torch
 from torch import Tensor
 
-from ddpm_cli.cli.trace_output import FRAMES, Frame, frame_numbers, trace_picture, write_trace
+from ddpm_cli.cli.trace_output import FRAMES, Frame, trace_sheet, write_trace
 from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data import html, images, pictures
 from ddpm_cli.data.html import Picture
@@ -32,7 +32,7 @@ def write_demo(folder: Path, model: DDPM, plan: Plan, demo: Demo, options: str, 
         Frame(t, state[None], prediction[None])
         for t, state, prediction in zip(demo.ts, demo.states, demo.predictions, strict=True)
     ]
-    shown = frame_numbers(plan.way.evaluations, FRAMES)
+    shown = pictures.evenly(len(frames), FRAMES)
     columns = shown[::-1]  # of the forward process
     forward = pictures.strip([demo.noised[columns]], [f"t={demo.ts[i]}" for i in columns])
     shares = torch.linspace(0, 1, len(demo.mixtures[0]), dtype=torch.float64).tolist()
@@ -42,7 +42,7 @@ def write_demo(folder: Path, model: DDPM, plan: Plan, demo: Demo, options: str, 
     sheets = {
         "samples": pictures.picture_bytes(pictures.grid(demo.samples)),
         "noise": pictures.picture_bytes(forward),
-        "trace": trace_picture([frames[i] for i in shown], _ROWS, ".png"),
+        "trace": pictures.picture_bytes(trace_sheet([frames[i] for i in shown], _ROWS)),
         "interpolation": pictures.picture_bytes(between),
     }
     for i, image in enumerate(demo.pair):
@@ -69,7 +69,7 @@ def _page(
     also = f" --seed {seed}" if seed else ""
     way = f"--steps {len(plan.way.timesteps)} --spacing {plan.way.spacing}"
     a, b = (quote(str(folder / "images" / image_name(i))) for i in range(2))
-    columns = ",".join(str(demo.ts[i]) for i in frame_numbers(plan.way.evaluations, FRAMES)[::-1])
+    columns = ",".join(str(demo.ts[i]) for i in pictures.evenly(len(demo.ts), FRAMES)[::-1])
     draw = f"ddpm sample {options} --n 2 {way}{also} -o images/"
     trace = f"ddpm denoise-trace {options} {way} --frames {len(demo.ts)}{also} -o trace/"
     forward = f"ddpm noise {a} --t"

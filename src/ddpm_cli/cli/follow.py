@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,7 @@ def _board(console: Console, trainer: Trainer, wanted: bool) -> Iterator[Callabl
 
 def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None, int | None]:
     """Train the run and show its progress. Returns the last loss, and the signal that stopped the run or None."""
+    from ddpm_cli.data.pictures import grid
     from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 
     trainer = run.trainer
@@ -227,6 +229,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                     drawing = None
                     colours = f"mean colour {_colour(event.mean)}, of the images {_colour(event.data)}"
                     console.note(f"step {event.step}: {event.path} ({colours})")
+                    console.show(partial(grid, event.samples))
                 case Finished(interrupted=True) if drawing:
                     console.warn(f"the samples of step {drawing} were skipped, to stop sooner")
                 case Logged() | Finished():

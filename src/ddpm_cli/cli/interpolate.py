@@ -10,12 +10,13 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, fitted_image, note_sampling, open_model, pick_sampling
-from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
+from ddpm_cli.cli.output import Target, check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL import Image
     from torch import Tensor
 
     from ddpm_cli.diffusion.samplers import Sampling
@@ -83,6 +84,8 @@ def interpolate(
     updates: options.Updates = None,
     weights: options.Weights = "ema",
     background: options.Background = "white",
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = 0,
@@ -94,11 +97,12 @@ def interpolate(
 
     The row t=0 or `pixels` is the plain mixture of the pixels.
     """
-    console = Console("interpolate", as_json, quiet)
+    console = Console("interpolate", as_json, quiet, preview)
     seeds = [_seed_of(end) for end in (a, b)]
     via = via or ("noise" if seeds == [None, None] else "latent")
     ts = _check(a, b, seeds, via, t)
     target = pick_target(output, "interpolation.png", _SUFFIXES, console, force, folders=True)
+    check_scale(scale, target)
     sources = [read_input(end) if number is None else None for end, number in zip((a, b), seeds, strict=True)]
 
     import torch
@@ -150,11 +154,13 @@ def interpolate(
 
     fields = {"via": via, "t": [0, *ts] if via == "noise" else [T], "n": len(shares), "seed": seed}
     fields |= {**samplings[-1].facts(), "steps": [len(s.timesteps) for s in samplings]}
+    some = pictures.evenly(len(shares), 9)  # an animation has more than fit into a terminal
+    console.show(lambda scale: _table([row[some] for row in rows], labels, shares[some].tolist(), scale))
     if target.folder:
         _write_folder(target, rows, labels)
         console.result(str(target.path), output=str(target.path), **fields)
     else:
-        deliver(target, _picture(rows, labels, shares.tolist(), target.suffix), console, **fields)
+        deliver(target, _picture(rows, labels, shares.tolist(), target.suffix, scale), console, **fields)
 
 
 def _seed_of(end: str) -> int | None:
@@ -211,13 +217,19 @@ def _latent(console: Console, ddpm: DDPM, sampling: Sampling, image: Tensor | No
     return latent.cpu()
 
 
-def _picture(rows: list[Tensor], labels: list[str], shares: list[float], suffix: str) -> bytes:
+def _table(rows: list[Tensor], labels: list[str], shares: list[float], scale: int | None) -> Image.Image:
+    from ddpm_cli.data import pictures
+
+    return pictures.strip(rows, [f"{share:.3g}" for share in shares], labels, scale=scale)
+
+
+def _picture(rows: list[Tensor], labels: list[str], shares: list[float], suffix: str, scale: int | None) -> bytes:
     from ddpm_cli.data import pictures
 
     if suffix in pictures.ANIMATION_SUFFIXES:
-        frames = [pictures.strip([row[i : i + 1] for row in rows], [], labels) for i in range(len(shares))]
+        frames = [pictures.strip([row[i : i + 1] for row in rows], [], labels, scale=scale) for i in range(len(shares))]
         return pictures.animate(frames, suffix, back=True)
-    return pictures.picture_bytes(pictures.strip(rows, [f"{share:.3g}" for share in shares], labels), suffix)
+    return pictures.picture_bytes(_table(rows, labels, shares, scale), suffix)
 
 
 def _write_folder(target: Target, rows: list[Tensor], labels: list[str]) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, fitted_image, open_model, pick_sampling
-from ddpm_cli.cli.output import deliver, pick_target, read_input
+from ddpm_cli.cli.output import check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["EXAMPLES", "invert"]
 
@@ -61,6 +64,8 @@ def invert(
     spacing: options.Spacing = None,
     weights: options.Weights = "ema",
     background: options.Background = "white",
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     as_json: options.Json = False,
@@ -71,7 +76,7 @@ def invert(
 
     Then go back, and say how far that is from the image.
     """
-    console = Console("invert", as_json, quiet)
+    console = Console("invert", as_json, quiet, preview)
     if form not in ("png", "safetensors"):
         raise UsageError(f"--format {form} is neither png nor safetensors")
     if form == "png" and output and output.endswith(".safetensors"):
@@ -79,6 +84,7 @@ def invert(
     suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".jpeg", ".webp")
     stem = "stdin" if image == "-" else Path(image).stem
     target = pick_target(output, f"{stem}-latent.{form}", suffixes, console, force)
+    check_scale(scale, target, form)
     data, called = read_input(image)
 
     import torch
@@ -123,6 +129,13 @@ def invert(
         advice = "more --steps" if error.rmse > 1 or exact else "--precision fp32"
         console.note(f"to come closer: {'more --iterations' if most < ITERATIONS else advice}")
 
+    rows = [torch.cat([images.to_uint8(step.x_t).cpu() for step in row]) for row in (up, back[::-1])]
+    labels = [f"t={to_paper(step.t)}" for step in up]
+
+    def draw(scale: int | None) -> Image.Image:
+        return pictures.strip(rows, labels, ("up", "back"), scale=scale)
+
+    console.show(draw)
     if form == "safetensors":
         noised = Noised(latent.cpu(), to_paper(sampling.timesteps[-1]), 0, ddpm.schedule_config)
         result = noised.to_bytes()
@@ -132,9 +145,7 @@ def invert(
         plan = f"--sampler ddim --steps {taken} --spacing {sampling.spacing}"
         console.note(f"to go back: ddpm denoise-trace {shlex.quote(name)} {' '.join([*given, plan])} -o back.png")
     else:
-        rows = [torch.cat([images.to_uint8(step.x_t).cpu() for step in row]) for row in (up, back[::-1])]
-        labels = [f"t={to_paper(step.t)}" for step in up]
-        result = pictures.picture_bytes(pictures.strip(rows, labels, ("up", "back")), target.suffix)
+        result = pictures.picture_bytes(draw(scale), target.suffix)
     fields = {"t": to_paper(sampling.timesteps[-1]), **sampling.facts(), "iterations": most, "format": form}
     psnr = None if error.rmse == 0 else round(error.psnr, 2)
     deliver(target, result, console, **fields, rmse=error.rmse, largest=error.largest, psnr=psnr)

@@ -12,6 +12,7 @@ from ddpm_cli.cli.output import deliver, pick_target
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from ddpm_cli.cli.terminal_pictures import Draw
     from ddpm_cli.evaluation.collection import Collection
     from ddpm_cli.evaluation.neighbors import Neighbors
 
@@ -65,6 +66,8 @@ def neighbors(
     flip: Annotated[
         bool, typer.Option("--flip/--no-flip", help="Also compare with mirrored images, as training mirrors them.")
     ] = True,
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
@@ -74,7 +77,7 @@ def neighbors(
     A sample counts as memorised if its nearest image is less than
     a third as far away as its second nearest.
     """
-    console = Console("neighbors", as_json, quiet)
+    console = Console("neighbors", as_json, quiet, preview)
     if fit not in ("crop", "pad", "stretch"):
         raise UsageError(f"--fit {fit} is not crop, pad or stretch")
     if (*samples, *data).count("-") > 1:
@@ -103,10 +106,11 @@ def neighbors(
     rows = _facts(found, *names)
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["ratio"] if rows[i]["ratio"] is not None else 1.0, i))
     _summary(console, [rows[i] for i in order], len(known.pixels))
-    sheet = _picture(drawn, known, found, rows, order[:show])
+    draw = _drawing(drawn, known, found, rows, order[:show])
+    console.show(draw)
     deliver(
         target,
-        pictures.picture_bytes(sheet, target.suffix),
+        pictures.picture_bytes(draw(scale), target.suffix),
         console,
         samples=len(rows),
         images=len(known.pixels),
@@ -157,10 +161,10 @@ def _summary(console: Console, rows: list[dict[str, Any]], images: int) -> None:
         console.note(f"  and {len(copies) - _NAMED} more; --json names all")
 
 
-def _picture(
+def _drawing(
     drawn: Collection, known: Collection, found: Neighbors, rows: list[dict[str, Any]], order: list[int]
-) -> Any:
-    """A row for each of these samples: the sample, and its nearest images as they were compared."""
+) -> Draw:
+    """Draws a row for each of these samples: the sample, and its nearest images as they were compared."""
     import torch
 
     from ddpm_cli.data import pictures
@@ -177,4 +181,5 @@ def _picture(
         for image in row["nearest"]:
             captions[-1].append((image["name"], f"{image['distance']:.1f}{' mirrored' if image['mirrored'] else ''}"))
     count = found.indices.shape[1]
-    return pictures.captioned(tiles, captions, ["sample", "nearest", *map(str, range(2, count + 1))])
+    labels = ["sample", "nearest", *map(str, range(2, count + 1))]
+    return lambda scale: pictures.captioned(tiles, captions, labels, scale)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
-from ddpm_cli.cli.output import deliver, pick_target, read_input
+from ddpm_cli.cli.output import check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["EXAMPLES", "noise"]
 
@@ -47,6 +50,8 @@ def noise(
         typer.Option("--format", metavar="NAME", help="png to look at, or safetensors: exact, for ddpm denoise-trace."),
     ] = "png",
     background: options.Background = "white",
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -56,7 +61,7 @@ def noise(
 
     The image keeps its size. The schedule is the paper's.
     """
-    console = Console("noise", as_json, quiet)
+    console = Console("noise", as_json, quiet, preview)
     from ddpm_cli.config import ScheduleConfig
 
     ts = options.parse_ts(t)
@@ -74,6 +79,7 @@ def noise(
     name = f"{stem}-t{'-'.join(map(str, ts))}.{form}"
     suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".jpeg", ".webp")
     target = pick_target(output, name, suffixes, console, force)
+    check_scale(scale, target, form)
 
     import torch
 
@@ -96,14 +102,13 @@ def noise(
         )
         for step in ts
     ]
-    if form == "safetensors":
-        result = made[0].to_bytes()
-    else:
-        tiles = [images.to_uint8(noised.x_t) for noised in made]
-        sheet = (
-            images.to_pil(tiles[0][0])
-            if len(ts) == 1
-            else pictures.strip([torch.cat(tiles)], [f"t={step}" for step in ts])
-        )
-        result = pictures.picture_bytes(sheet, target.suffix)
+    tiles = torch.cat([images.to_uint8(noised.x_t) for noised in made])
+
+    def draw(scale: int | None) -> Image.Image:
+        if len(ts) == 1:
+            return pictures.grid(tiles, scale)
+        return pictures.strip([tiles], [f"t={step}" for step in ts], scale=scale)
+
+    console.show(draw)
+    result = made[0].to_bytes() if form == "safetensors" else pictures.picture_bytes(draw(scale), target.suffix)
     deliver(target, result, console, t=ts, seed=seed, size=[width, height], format=form)

@@ -18,9 +18,11 @@ __all__ = [
     "Model",
     "Order",
     "Precision",
+    "Preview",
     "Quiet",
     "Sampler",
     "SamplerSteps",
+    "Scale",
     "Seed",
     "Spacing",
     "Updates",
@@ -29,6 +31,7 @@ __all__ = [
     "parse_bool",
     "parse_channels",
     "parse_count",
+    "parse_scale",
     "parse_sizes",
     "parse_ts",
 ]
@@ -82,6 +85,15 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted((parse_count(part) for part in text.split(",")), reverse=True))
 
 
+def parse_scale(text: str) -> int | None:
+    """Parse a scale: a whole number, or auto, which is None."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _GREATEST_SCALE):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number from 1 to {_GREATEST_SCALE}")
+    return int(text)
+
+
 def parse_channels(text: str) -> int:
     """Parse a number of channels, 1 or 3."""
     if text not in ("1", "3"):
@@ -89,6 +101,7 @@ def parse_channels(text: str) -> int:
     return int(text)
 
 
+_GREATEST_SCALE = 32
 _COMMON: dict[str, Any] = {"rich_help_panel": "Common options"}
 
 Device = Annotated[
@@ -183,6 +196,17 @@ Updates = Annotated[
     int | None,
     typer.Option("--updates", metavar="N", help="langevin: updates at each step. Default: 5.", **_SAMPLING),
 ]
+Scale = Annotated[
+    int | None,
+    typer.Option(
+        "--scale",
+        parser=parse_scale,
+        metavar="N|auto",
+        help="Draw each pixel N pixels wide and high. 1: exact pixels. auto (default): small images are enlarged in "
+        "sheets of several.",
+    ),
+]
+Preview = Annotated[bool, typer.Option("--preview", help="Show the picture in the terminal too.")]
 Background = Annotated[
     str,
     typer.Option("--background", metavar="COLOR", help="The colour behind transparent pixels: a name or #rrggbb."),

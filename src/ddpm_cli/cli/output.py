@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import DataError, DDPMError, UsageError
 
-__all__ = ["Target", "deliver", "pick_target", "read_input"]
+__all__ = ["Target", "check_scale", "deliver", "pick_target", "read_input"]
 
 
 class Target(NamedTuple):
@@ -69,6 +69,13 @@ def pick_target(
     if path.exists() and not force:
         raise DDPMError(f"-o {output}: exists already", "Name another file, or use --force to overwrite it.")
     return Target(path)
+
+
+def check_scale(scale: int | None, target: Target, form: str = "png") -> None:
+    """Raises UsageError if there is a scale, but no picture to draw. form: the value of --format."""
+    exact = "a folder" if target.folder else "safetensors" if form == "safetensors" else target.suffix
+    if scale is not None and exact in ("a folder", "safetensors", ".npz"):
+        raise UsageError(f"--scale {scale}: {exact} has the exact pixels", "Leave it out, or write a .png.")
 
 
 def _check_writable(path: Path, output: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, note_sampling, open_model, pick_sampling
-from ddpm_cli.cli.output import Target, deliver, pick_target, read_input
+from ddpm_cli.cli.output import Target, check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def denoise_trace(
     updates: options.Updates = None,
     weights: options.Weights = "ema",
     background: options.Background = "white",
+    scale: options.Scale = None,
+    preview: options.Preview = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = 0,
@@ -109,11 +111,12 @@ def denoise_trace(
     and the clean image x_0 that the model predicts from each.
     --share-from shows how much of an image is decided at t.
     """
-    console = Console("denoise-trace", as_json, quiet)
+    console = Console("denoise-trace", as_json, quiet, preview)
     if show not in _ROWS:
         raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
     ts = _shared_ts(share_from, output, t, frames, show) if share_from is not None else None
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
+    check_scale(scale, target)
     source = None if image is None else read_input(image)
 
     from ddpm_cli.cli.trace_input import Start
@@ -132,7 +135,7 @@ def denoise_trace(
         sampling = pick_sampling(ddpm, sampler or "ddpm", steps, **own)
         _require_noise(sampling, "samples from one state")
         note_sampling(console, ddpm, sampling)
-        _share(ddpm, begun, ts, n or 4, sampling, target, console, seed)
+        _share(ddpm, begun, ts, n or 4, sampling, target, scale, console, seed)
         return
     noise = ImageNoise(seed, range(n or 1), ddpm.shape)
     if begun:
@@ -147,7 +150,7 @@ def denoise_trace(
     if len(x_t) > 1 and x_t.eq(x_t[:1]).all():
         _require_noise(sampling, "traces")
     note_sampling(console, ddpm, sampling)
-    _trace(ddpm, x_t, noise, sampling, frames, _ROWS[show], target, console, seed)
+    _trace(ddpm, x_t, noise, sampling, frames, _ROWS[show], target, scale, console, seed)
 
 
 def _shared_ts(text: str, output: str | None, t: int | None, frames: int | None, show: str) -> list[int]:
@@ -179,17 +182,19 @@ def _trace(
     frames: int | None,
     rows: tuple[str, ...],
     target: Target,
+    scale: int | None,
     console: Console,
     seed: int,
 ) -> None:
     """Run the traces and write some of their states."""
-    from ddpm_cli.cli.trace_output import FRAMES, Frame, frame_numbers, trace_picture, write_trace
+    from ddpm_cli.cli.trace_output import FRAMES, Frame, animation, trace_sheet, write_trace
     from ddpm_cli.data.images import to_uint8
-    from ddpm_cli.data.pictures import ANIMATION_SUFFIXES
+    from ddpm_cli.data.pictures import ANIMATION_SUFFIXES, evenly, picture_bytes
     from ddpm_cli.diffusion.noised_image import to_paper
 
     taken = sampling.evaluations
-    wanted = frame_numbers(taken, frames or (50 if target.suffix in ANIMATION_SUFFIXES else FRAMES))
+    animated = target.suffix in ANIMATION_SUFFIXES
+    wanted = set(evenly(taken + 1, frames or (50 if animated else FRAMES)))
     kept: list[Frame] = []
     with console.bar("denoising", taken) as update:
         for i, step in enumerate(ddpm.sample_loop(x_t, sampling, noise=noise)):
@@ -198,11 +203,15 @@ def _trace(
             update(i)
 
     fields = {"t": [frame.t for frame in kept], "n": len(x_t), "seed": seed, **sampling.facts()}
+    some = [kept[i] for i in evenly(len(kept), FRAMES)]  # an animation has more than fit into a terminal
+    console.show(lambda scale: trace_sheet(some, rows, scale))
     if target.folder and target.path:
         write_trace(target.path, kept, rows)
         console.result(str(target.path), output=str(target.path), **fields)
+    elif animated:
+        deliver(target, animation(kept, rows, target.suffix, scale), console, **fields)
     else:
-        deliver(target, trace_picture(kept, rows, target.suffix), console, **fields)
+        deliver(target, picture_bytes(trace_sheet(kept, rows, scale), target.suffix), console, **fields)
 
 
 def _share(
@@ -212,12 +221,14 @@ def _share(
     n: int,
     sampling: Sampling,
     target: Target,
+    scale: int | None,
     console: Console,
     seed: int,
 ) -> None:
     """Draw and write samples from a state at each of the paper's `ts`, of the image in `begun` if there is one."""
-    from ddpm_cli.cli.trace_output import Shared, shared_picture, write_shared
+    from ddpm_cli.cli.trace_output import Shared, shared_sheet, write_shared
     from ddpm_cli.data.images import to_uint8
+    from ddpm_cli.data.pictures import picture_bytes
     from ddpm_cli.diffusion.noised_image import from_paper
     from ddpm_cli.models.sharing import below, evaluations_to, sample_from, state_at
 
@@ -243,8 +254,9 @@ def _share(
             parts.append(Shared(t, to_uint8(x_t).cpu(), samples))
 
     fields = {"t": ts, "n": n, "seed": seed, **sampling.facts()}
+    console.show(lambda scale: shared_sheet(parts, scale))
     if target.folder and target.path:
         write_shared(target.path, parts)
         console.result(str(target.path), output=str(target.path), **fields)
     else:
-        deliver(target, shared_picture(parts, target.suffix), console, **fields)
+        deliver(target, picture_bytes(shared_sheet(parts, scale), target.suffix), console, **fields)

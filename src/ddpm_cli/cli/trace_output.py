@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddpm_cli.data import images, pictures
 from ddpm_cli.files import write_file
 from ddpm_cli.models.sample_folder import image_name
 
-__all__ = [
-    "FRAMES",
-    "Frame",
-    "Shared",
-    "frame_numbers",
-    "shared_picture",
-    "trace_picture",
-    "write_shared",
-    "write_trace",
-]
+__all__ = ["FRAMES", "Frame", "Shared", "animation", "shared_sheet", "trace_sheet", "write_shared", "write_trace"]
 
 FRAMES = 10  # in a strip, unless the user asks for more
 
@@ -46,32 +38,23 @@ class Shared(NamedTuple):
     samples: Tensor
 
 
-def frame_numbers(evaluations: int, frames: int) -> list[int]:
-    """The numbers of the steps to show, at most `frames`, evenly spread from the first one to the last one."""
-    count = min(frames, evaluations + 1)
-    return sorted({round(i * evaluations / (count - 1)) for i in range(count)})
-
-
-def trace_picture(frames: Sequence[Frame], rows: Sequence[str], suffix: str) -> bytes:
-    """Time from left to right, and for each trace these rows (Fig. 6); or an animation, by the suffix.
-
-    rows: x_t, x_0 or both. In an animation the traces are side by side.
-    """
-    labels = [f"t={frame.t}" for frame in frames]
+def trace_sheet(frames: Sequence[Frame], rows: Sequence[str], scale: int | None = None) -> Image.Image:
+    """Time from left to right, and for each trace these rows (Fig. 6). rows: x_t, x_0 or both."""
     n = len(frames[0].x_t)
-    if suffix not in pictures.ANIMATION_SUFFIXES:
-        tiles = [torch.stack([frame.row(row)[i] for frame in frames]) for i in range(n) for row in rows]
-        sheet = pictures.strip(tiles, labels, [*rows] * n, together=len(rows))
-        return pictures.picture_bytes(sheet, suffix)
-    if n == 1:
+    tiles = [torch.stack([frame.row(row)[i] for frame in frames]) for i in range(n) for row in rows]
+    return pictures.strip(tiles, [f"t={frame.t}" for frame in frames], [*rows] * n, together=len(rows), scale=scale)
+
+
+def animation(frames: Sequence[Frame], rows: Sequence[str], suffix: str, scale: int | None) -> bytes:
+    """The same as an animation, with the traces side by side."""
+    if len(frames[0].x_t) == 1:
         sheets = [
-            pictures.strip([torch.cat([frame.row(row) for row in rows])], [label, *rows[1:]])
-            for frame, label in zip(frames, labels, strict=True)
+            pictures.strip([torch.cat([frame.row(row) for row in rows])], [f"t={frame.t}", *rows[1:]], scale=scale)
+            for frame in frames
         ]
     else:
         sheets = [
-            pictures.strip([frame.row(row) for row in rows], [label], rows)
-            for frame, label in zip(frames, labels, strict=True)
+            pictures.strip([frame.row(row) for row in rows], [f"t={frame.t}"], rows, scale=scale) for frame in frames
         ]
     return pictures.animate(sheets, suffix)
 
@@ -86,12 +69,11 @@ def write_trace(folder: Path, frames: Sequence[Frame], rows: Sequence[str]) -> N
                 _write(where / f"{number:03d}-t{frame.t:04d}-{row.replace('_', '')}.png", frame.row(row)[i])
 
 
-def shared_picture(parts: Sequence[Shared], suffix: str) -> bytes:
+def shared_sheet(parts: Sequence[Shared], scale: int | None) -> Image.Image:
     """A row for each t: the shared state, and apart from it the samples (Fig. 7)."""
     tiles = [torch.cat([part.x_t, part.samples]) for part in parts]
     numbers = map(str, range(len(parts[0].samples)))
-    sheet = pictures.strip(tiles, ["x_t", *numbers], [f"t={part.t}" for part in parts], apart=True)
-    return pictures.picture_bytes(sheet, suffix)
+    return pictures.strip(tiles, ["x_t", *numbers], [f"t={part.t}" for part in parts], apart=True, scale=scale)
 
 
 def write_shared(folder: Path, parts: Sequence[Shared]) -> None:

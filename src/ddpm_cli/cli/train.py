@@ -255,6 +255,20 @@ def train(
             "--tensorboard", help="Write curves and previews to RUN/tensorboard for TensorBoard.", **_CHECKPOINTS
         ),
     ] = False,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            "--scale",
+            parser=options.parse_scale,
+            metavar="N|auto",
+            help="Draw each pixel of a preview N pixels wide and high. 1: exact pixels. auto (default): small images "
+            "are enlarged.",
+            **_CHECKPOINTS,
+        ),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show each preview in the terminal too.", **_CHECKPOINTS)
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: Annotated[
@@ -324,13 +338,20 @@ def train(
 
     request = Request(images, output, data, settings, preset, start_from, resume, force, strict, objective)
     with process_group() as world:
-        console = Console("train", as_json, quiet or not world.is_main)
-        code = _train(request, world, console, device, precision, tensorboard, dry_run)
+        console = Console("train", as_json, quiet or not world.is_main, preview)
+        code = _train(request, world, console, device, precision, scale, tensorboard, dry_run)
     raise typer.Exit(code)  # after the block: a stopped run is not an error, so the process group ends normally
 
 
 def _train(
-    request: Request, world: World, console: Console, device: str, precision: str, tensorboard: bool, dry_run: bool
+    request: Request,
+    world: World,
+    console: Console,
+    device: str,
+    precision: str,
+    scale: int | None,
+    tensorboard: bool,
+    dry_run: bool,
 ) -> int:
     """Open the run, show its settings and train it, in every process. Returns the exit code."""
     from ddpm_cli.cli.follow import finish, follow, header, show_plan
@@ -341,7 +362,7 @@ def _train(
     if tensorboard:
         world.on_main(lambda: require_tensorboard() and None)
     quiet = not console.live
-    with open_run(request, world, device, precision, dry_run, console.progress, console.warn, quiet) as run:
+    with open_run(request, world, device, precision, dry_run, console.progress, console.warn, quiet, scale) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
             with console.trial("trying a training step and a preview"):

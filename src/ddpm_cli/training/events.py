@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Event", "Finished", "Logged", "NotSaved", "Previewed", "Previewing", "Progress", "Saved"]
 
@@ -50,6 +53,7 @@ class Previewed:
     """Previews were drawn from the averaged and the raw weights: the grids, and the mean colour of each.
 
     Means are per channel, in [0, 255]; `data` is that of the training images.
+    samples: those from the averaged weights, (N, C, H, W) uint8.
     """
 
     step: int
@@ -58,6 +62,7 @@ class Previewed:
     mean: list[float]
     raw_mean: list[float]
     data: list[float]
+    samples: Tensor = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)

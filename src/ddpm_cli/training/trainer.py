@@ -58,10 +58,12 @@ class Trainer:
         dtype: torch.dtype,
         weights: Mapping[str, Tensor] | None = None,
         world: World | None = None,
+        scale: int | None = None,
     ) -> None:
         """weights: of a model to start from, on rank 0; None starts from random ones.
 
         dtype: of the matrix products; weights, averages and the optimiser are float32.
+        scale: of the previews, see `pictures.grid`.
         """
         self.run = run
         self.config = config
@@ -93,6 +95,7 @@ class Trainer:
         self.betas = LearnedBetas(self.schedule.betas) if config.train.learn_betas else None  # on the CPU
         self.betas_optimizer = _adam([self.betas.logits], config.train.lr) if self.betas else None
         self.previews = Previews(config.train.sample_every)
+        self.scale = scale
         self.saver = Saver(run, config, len(pack))
         self._colours: dict[str, list[float]] = {}  # of the previews since the last line of metrics.jsonl
         self._updating = False  # whether a step is changing the weights
@@ -262,9 +265,9 @@ class Trainer:
         path, raw_path = (runs.preview_file(self.run, self.step, raw) for raw in (False, True))
         data = [round(mean, 2) for mean in self.pack.mean]
         checkpoint.require_run(self.run)
-        write_file(path, pictures.picture_bytes(pictures.grid(samples)))
-        write_file(raw_path, pictures.picture_bytes(pictures.grid(raw)))
-        return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data)
+        write_file(path, pictures.picture_bytes(pictures.grid(samples, self.scale)))
+        write_file(raw_path, pictures.picture_bytes(pictures.grid(raw, self.scale)))
+        return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data, samples)
 
     def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
         with autocast(self.device, self.dtype):
