@@ -226,3 +226,45 @@ def test_every_kind_of_model_has_a_bound(evaluate, tmp_path, digits):
             [result] = found.values()
             assert result["value"] > 0
             assert "all 10 terms of 3 images" in result["how"]
+
+
+def test_another_model_does_not_replace_results(evaluate, cli, run, small_model, digits):
+    """The raw weights of a checkpoint have a folder of their own; other models and other images are refused."""
+    options = ("--metrics", "bpd", "-n", 2)
+    evaluate(run, *options)
+    found, _ = evaluate(run, *options, "--weights", "raw")
+    assert len(found) == 2
+    assert {path.name for path in (run / "eval").iterdir()} == {"step-00000004", "step-00000004-raw"}
+    before = (run / "eval" / "step-00000004" / RESULTS).read_bytes()
+    other = (small_model, "--data", digits, *options, "-o", run / "eval" / "step-00000004")
+    code, _, err = cli("eval", *other)
+    assert code == 1
+    assert "step-00000004: has results of another model" in err
+    assert (run / "eval" / "step-00000004" / RESULTS).read_bytes() == before
+    evaluate(*other, "--force")
+
+
+def test_results_of_other_images_are_not_mixed(evaluate, cli, small_model, digits, extractor):
+    """Two folders of samples that have one name."""
+    for seed, parent in enumerate("ab"):
+        options = ("-n", 40, "-o", f"{parent}/images/", "--steps", 2, "--seed", seed, "-q")
+        assert cli("sample", "-m", small_model, *options)[0] == 0
+    options = ("--features", extractor, "--data", digits)
+    evaluate("--samples", "a/images", *options, "--metrics", "fid")
+    code, _, err = cli("eval", "--samples", "b/images", *options, "--metrics", "kid")
+    assert code == 1
+    assert "eval/images: has results of another model, or of other images" in err
+    evaluate("--samples", "b/images", *options, "--metrics", "kid", "--force")
+    [result] = json.loads(Path("eval/images", RESULTS).read_text())["results"]
+    assert result["metric"] == "kid"
+
+
+def test_samples_that_are_drawn_again_are_looked_at_again(evaluate, run, extractor):
+    options = (run, "--metrics", "fid", "-n", 33, "--features", extractor)
+    right, _ = evaluate(*options)
+    folder = run / "eval" / "step-00000004"
+    for path in (folder / "samples").glob("*.png"):
+        path.write_bytes((folder / "samples" / "000000.png").read_bytes())
+    shutil.rmtree(folder / "features")
+    assert evaluate(*options)[0] != right
+    assert evaluate(*options, "--force")[0] == right

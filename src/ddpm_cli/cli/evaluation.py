@@ -34,7 +34,7 @@ from ddpm_cli.evaluation.statistics import FeatureSet, has_statistics, read_stat
 from ddpm_cli.files import LOCK, lock, read_config, write_file
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.models.hub import Located
-from ddpm_cli.models.results import default_folder, in_words, write_results
+from ddpm_cli.models.results import default_folder, in_words, require_results_of, write_results
 from ddpm_cli.models.sample_folder import Drawn
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG, is_run
 
@@ -79,7 +79,7 @@ class Evaluation:
     """One evaluation: its images, its folder, and the results that it has."""
 
     def __init__(self, request: Request, console: Console, world: World, held: ExitStack, force: bool) -> None:
-        """held: contexts that stay open until the end, such as locks. force: draw all samples again."""
+        """held: contexts that stay open until the end, such as locks. force: replace samples and results."""
         check_background(request.background)
         self.request = request
         self.console = console
@@ -107,7 +107,7 @@ class Evaluation:
         exact = open_model(self.console, located, device, "fp32", weights, self.world)
         fingerprint = self.world.on_main(exact.fingerprint)
         sets = [] if statistics else self._real(located, exact.shape)
-        folder = self._opened(output or default_folder(located.folder, located.name))
+        folder = self._opened(output or default_folder(located.folder, located.name, weights), fingerprint)
         about = {"version": __version__, "weights": weights}
         if request.wants("bpd") and sets:
             self._bound(exact, sets, folder)
@@ -121,7 +121,7 @@ class Evaluation:
         """Evaluate images. samples: a folder, or whatever else `open_samples` takes."""
         request = self.request
         statistics = self.world.on_main(request.statistics)
-        folder = self._opened(output or Path("eval") / name_of([samples]))
+        extractor = self._extractor(self.world.pick_device(device))  # first, since it may have to be downloaded
         with self.console.progress("looking for images") as progress:
             found = self.world.first_on_main(
                 lambda: open_samples([samples], cache_folder(), request.background, progress)
@@ -131,12 +131,13 @@ class Evaluation:
         n = min(request.n or len(drawn.pixels), len(drawn.pixels))
         if request.n and request.n > n:
             self.console.warn(f"--n {request.n}: there are {n} samples")
-        extractor = self._extractor(self.world.pick_device(device))
+        fingerprint = self.world.on_main(lambda: drawn.pixels.fingerprint)
+        folder = self._opened(output or Path("eval") / drawn.name, fingerprint)
         self._compare(extractor, drawn, n, real, f"{n} images of {drawn.name}", folder)
-        self._finish(folder, None, {"version": __version__, "samples": drawn.name})
+        self._finish(folder, fingerprint, {"version": __version__, "samples": drawn.name})
 
-    def _opened(self, folder: Path) -> Path:
-        """Make the folder of the evaluation, and lock it."""
+    def _opened(self, folder: Path, fingerprint: str) -> Path:
+        """Make the folder of the evaluation, and lock it. Raises DataError if it has results of something else."""
 
         def make() -> None:
             try:
@@ -148,6 +149,8 @@ class Evaluation:
                 ) from None
             except OSError as error:
                 raise DataError(f"-o {error.filename or folder}: {error.strerror}") from None
+            if not self._force:
+                require_results_of(folder, fingerprint)
 
         self.world.on_main(make)
         return folder
@@ -247,7 +250,9 @@ class Evaluation:
         """Compare samples with real images, or with their statistics."""
         request, console = self.request, self.console
         with console.progress("extracting features of the samples") as progress:
-            samples = features_in_parts(extractor, drawn, n, folder, request.batch_size, self.world, progress)
+            samples = features_in_parts(
+                *(extractor, drawn, n, folder, request.batch_size, self.world, progress), again=self._force
+            )
         reference: FeatureSet | None = None
         if isinstance(real, Images):
             with console.progress("extracting features of the real images") as progress:
@@ -276,11 +281,11 @@ class Evaluation:
 
         self.world.on_main(lambda: compare() if self.world.is_main else None)
 
-    def _write(self, folder: Path, fingerprint: str | None, about: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, fingerprint: str, about: Mapping[str, Any]) -> None:
         if self.world.is_main:
             write_results(folder, fingerprint, self._results, **about)
 
-    def _finish(self, folder: Path, fingerprint: str | None, about: Mapping[str, Any]) -> None:
+    def _finish(self, folder: Path, fingerprint: str, about: Mapping[str, Any]) -> None:
         """Write and print the results."""
         self._write(folder, fingerprint, about)
         if not self.world.is_main:

@@ -102,8 +102,12 @@ def features_in_parts(
     batch_size: int = 64,
     world: World | None = None,
     progress: OnProgress = silent,
+    again: bool = False,
 ) -> FeatureSet | None:
-    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0."""
+    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0.
+
+    again: compute all of them, since the images may have changed.
+    """
     done = 0
 
     def work(left: Sequence[int]) -> Iterator[Part]:
@@ -116,7 +120,7 @@ def features_in_parts(
             yield {"numbers": numbers, "features": found.features, **logits}
 
     place = folder / "features" / _key(images.pixels.fingerprint, images.pixels.shape, extractor.sha256)
-    parts = complete(place, range(n), work, world)
+    parts = complete(place, range(n), work, world, again)
     if not parts:
         return None
     features = together(parts, "features")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,16 +20,23 @@ Part = Mapping[str, Tensor]  # numbers: (B,) int64, the images it is about; othe
 
 
 def complete(
-    folder: Path, numbers: Sequence[int], work: Callable[[Sequence[int]], Iterator[Part]], world: World | None = None
+    folder: Path,
+    numbers: Sequence[int],
+    work: Callable[[Sequence[int]], Iterator[Part]],
+    world: World | None = None,
+    again: bool = False,
 ) -> list[Part]:
     """The parts that are about exactly these images, from the files of a folder and from new work. On rank 0 only.
 
     folder: one for each kind of work, since a file is used for what its numbers say. Every rank must see it. work:
-    yields parts for some images, which are written at once. Every rank must call this, and gets [].
+    yields parts for some images, which are written at once. again: remove what is there. Every rank must call this, and
+    all but rank 0 get [].
     """
     world = world or World()
 
     def look() -> list[int]:
+        if again:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
         done = {number for part in _usable(folder, numbers) for number in part["numbers"].tolist()}
