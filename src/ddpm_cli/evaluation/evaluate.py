@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.distributed import World
@@ -23,7 +24,7 @@ from ddpm_cli.evaluation.extractors import Extractor
 from ddpm_cli.evaluation.features import Features
 from ddpm_cli.evaluation.moments import moments
 from ddpm_cli.evaluation.neighbors import Pixels
-from ddpm_cli.evaluation.parts import Part, complete, together
+from ddpm_cli.evaluation.parts import Part, any_part, complete, together
 from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
@@ -31,7 +32,7 @@ from ddpm_cli.models.ddpm import DDPM
 __all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly"]
 
 _PILOT = 8  # images that decide which terms are computed
-_VERSION = 1  # of what is kept in the folder
+_VERSION = 2  # of what is kept in the folder
 
 
 class Images(NamedTuple):
@@ -65,18 +66,24 @@ def bound_of(
     world = world or World()
     numbers = spread_evenly(n, len(images.pixels))
     denoiser, T = model.denoiser, model.schedule.T
-    share = None
-    if terms is not None and terms < T:
-        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
-        share = world.on_main(lambda: chances(term_sizes(denoiser, pilot.to(model.device), seed), terms))
+    few = terms if terms is not None and terms < T else None
     precision = str(model.unet.conv_in.weight.dtype)
-    what = (model.fingerprint(), precision, images.pixels.fingerprint, seed, share if share is None else share.tolist())
+    place = folder / "bound" / _key(model.fingerprint(), precision, images.pixels.fingerprint, seed, few)
+
+    def shares(k: int) -> Tensor:
+        """Those of the parts that exist: another number of threads rounds otherwise, and they would not fit."""
+        if part := any_part(place):
+            return part["chances"]
+        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
+        return chances(term_sizes(denoiser, pilot.to(model.device), seed), k)
+
+    share = None if few is None else world.on_main(lambda: shares(few))
 
     def work(left: Sequence[int]) -> Iterator[Part]:
         parts = measure(denoiser, images.pixels, left, model.device, seed, batch_size, share, progress)
         return (dict(vars(part)) for part in parts)
 
-    parts = complete(folder / "bound" / _key(*what), numbers, work, world)
+    parts = complete(place, numbers, work, world)
     return merge(Bound(**part) for part in parts) if parts else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ddpm_cli.distributed import World
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import load_tensors, remove_partials, write_file
 
-__all__ = ["Part", "complete", "together"]
+__all__ = ["Part", "any_part", "complete", "together"]
 
 Part = Mapping[str, Tensor]  # numbers: (B,) int64, the images it is about; other tensors as the work has them
 
@@ -49,6 +50,14 @@ def complete(
         write_file(folder / f"{int(part['numbers'][0]):08d}.safetensors", save(tensors), sync=False)
     world.barrier()
     return list(_usable(folder, numbers)) if world.is_main else []
+
+
+def any_part(folder: Path) -> Part | None:
+    """One of the parts in the folder, whatever images it is about; None without any."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(ModelError):
+            return load_tensors(path)
+    return None
 
 
 def _usable(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:
