@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly"]
+__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly", "stand_in"]
 
 _PILOT = 8  # images that decide which terms are computed
 _VERSION = 2  # of what is kept in the folder
@@ -135,6 +136,17 @@ def features_in_parts(
     return feature_set(Features(moments(features), features, logits), extractor, images.pixels.shape, images.name)
 
 
+def stand_in(extractor: Extractor, shape: tuple[int, int, int], n: int) -> FeatureSet:
+    """What can be compared as n samples of a shape (C, H, W) could: two images of noise, before any sample is drawn.
+
+    So what is wrong with the extractor or the reference is found early. Raises ModelError, see `Extractor`.
+    """
+    noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found, logits = extractor(noise)
+    both = feature_set(Features(moments(found), found, logits), extractor, shape, "samples")
+    return replace(both, statistics=replace(both.statistics, count=n))
+
+
 def compared(
     metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet, how: str, progress: OnProgress = silent
 ) -> list[dict[str, Any]]:
@@ -149,13 +161,13 @@ def compared(
     if "fid" in metrics:
         value = frechet(samples.statistics, reference.statistics)
         found.append({"metric": "fid" if inception else "frechet", "value": value})
-    if samples.features is not None and reference.features is not None:
-        if "kid" in metrics:
-            distance = kid(samples.features, reference.features)
-            found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
-        if "pr" in metrics:
-            both = precision_recall(reference.features, samples.features, progress=progress)
-            found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
+    ours, theirs = samples.features, reference.features
+    if "kid" in metrics and ours is not None and theirs is not None:
+        distance = kid(ours, theirs)
+        found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
+    if "pr" in metrics and ours is not None and theirs is not None:
+        both = precision_recall(theirs, ours, progress=progress)
+        found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
     if "is" in metrics and samples.logits is not None:
         score = inception_score(samples.logits)
         found.append({"metric": "inception_score", "value": score.mean, "deviation": score.deviation})
