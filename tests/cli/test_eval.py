@@ -75,6 +75,7 @@ def test_a_run_is_measured_on_its_own_images(evaluate, run, extractor):
     assert train["prior"] + train["rate"] - train["prior"] + train["distortion"] == pytest.approx(train["value"])
     assert "3 of 4 terms of 40 images" in train["how"]
     assert "40 samples (ddpm, 4 uniform steps" in found["frechet", "train"]["how"]
+    assert "(train); pooled.pt" in found["frechet", "train"]["how"]
     assert "few samples (40)" in err
     assert json.loads((folder / RESULTS).read_text())["results"] == list(found.values())
     rows = list(csv.DictReader((folder / "bound.csv").read_text().splitlines()))
@@ -150,6 +151,12 @@ def test_statistics_are_saved_and_compared_with(evaluate, cli, small_model, digi
     assert [r["value"] for r in saved.values()] == [r["value"] for r in images.values()]
     with np.load("digits.npz") as arrays:
         np.savez("field.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    again, _ = evaluate(*options, digits, "--save-statistics", "digits.npz")  # finds its own file
+    assert again == images
+    code, _, err = cli("eval", *options, "field.npz", "--save-statistics", "digits.npz")
+    assert code == 2  # it has them already
+    code, _, err = cli("eval", *options, "samples.npz", "--save-statistics", "digits.npz")
+    assert (code, "--save-statistics digits.npz: exists already" in err) == (1, True)
     field, err = evaluate(*options, "field.npz")
     assert field["frechet", "field.npz"]["value"] == images["frechet", "digits"]["value"]
     assert field.keys() == {("frechet", "field.npz"), ("inception_score", "field.npz")}
@@ -185,6 +192,8 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
         (("--samples", "x"), "--data is missing"),
         (("model", "--metrics", "bpd"), "--data is missing"),
         (("model", "--terms", "1"), "--terms 1: a sample needs two terms"),
+        (("model", "--metrics", "bpd", "--save-statistics", "x.npz"), "--metrics bpd computes no statistics"),
+        (("model", "-m", "other"), "and --model other are two models"),
         (("model", "--save-statistics", "x.pt"), "--save-statistics x.pt: the name must end in .npz"),
         (("model", "--fit", "x"), "--fit x is not crop, pad or stretch"),
     ],
@@ -201,6 +210,50 @@ def test_a_missing_extractor_is_found_before_anything_is_measured(cli, run):
     assert code == 1
     assert "none.pt" in err
     assert not list(run.glob("eval/**/*.safetensors"))
+
+
+def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_model, digits, extractor, tmp_path):
+    """Too few samples or images, statistics of another extractor, and metrics that are not possible."""
+    np.savez("other.npz", mu=np.zeros(9), sigma=np.eye(9))
+    np.savez("field.npz", mu=np.zeros(4), sigma=np.eye(4))
+    (tmp_path / "few").mkdir()
+    for path in sorted(digits.rglob("*.png"))[:10]:
+        shutil.copy(path, tmp_path / "few")
+    for args, message in (
+        (("--data", digits, "-n", 10), "samples: 10 images are too few"),
+        (("--data", "few"), "few: 10 images are too few"),
+        (("--data", "other.npz"), "other.npz: has 9 features, and the extractor of the samples gives 4"),
+        (("--data", "field.npz", "--metrics", "kid,pr"), "--metrics kid,pr: not possible with pooled.pt and field.npz"),
+    ):
+        code, _, err = cli("eval", small_model, "--features", extractor, *args)
+        assert (code, message in err) == (1, True), err
+        assert not Path("eval").exists()
+
+
+def test_statistics_have_all_metrics_that_are_possible(evaluate, small_model, extractor):
+    """Without --metrics: no bits/dim, which need images, and no error."""
+    np.savez("field.npz", mu=np.zeros(4), sigma=np.eye(4))
+    found, _ = evaluate(small_model, "--data", "field.npz", "--features", extractor, "-n", 33, "--steps", 2)
+    assert {metric for metric, _ in found} == {"frechet", "inception_score"}
+
+
+def test_images_that_have_changed_since_the_training_are_noticed(evaluate, digits, quick_model, tmp_path, capfd):
+    shutil.copytree(digits, "mine")
+    train_once(tmp_path / "run", "mine", "--from", quick_model, "--precision", "fp32")
+    capfd.readouterr()
+    _, err = evaluate("run", "--metrics", "bpd", "-n", 2)
+    assert "have changed" not in err
+    next(Path("mine").rglob("*.png")).unlink()
+    _, err = evaluate("run", "--metrics", "bpd", "-n", 2)
+    assert "the images of the run have changed since this checkpoint was trained" in err
+
+
+def test_a_run_that_holds_out_none_is_measured(evaluate, digits, quick_model, tmp_path, capfd):
+    """So small a fraction of so few images that none of them is held out."""
+    train_once(tmp_path / "run", digits, "--from", quick_model, "--precision", "fp32", "--holdout", 0.0001)
+    capfd.readouterr()
+    found, _ = evaluate("run", "--metrics", "bpd", "-n", 2)
+    assert found.keys() == {("bits_per_dim", "train")}
 
 
 def test_only_one_process_evaluates_into_a_folder(cli, run):
@@ -226,3 +279,45 @@ def test_every_kind_of_model_has_a_bound(evaluate, tmp_path, digits):
             [result] = found.values()
             assert result["value"] > 0
             assert "all 10 terms of 3 images" in result["how"]
+
+
+def test_another_model_does_not_replace_results(evaluate, cli, run, small_model, digits):
+    """The raw weights of a checkpoint have a folder of their own; other models and other images are refused."""
+    options = ("--metrics", "bpd", "-n", 2)
+    evaluate(run, *options)
+    found, _ = evaluate(run, *options, "--weights", "raw")
+    assert len(found) == 2
+    assert {path.name for path in (run / "eval").iterdir()} == {"step-00000004", "step-00000004-raw"}
+    before = (run / "eval" / "step-00000004" / RESULTS).read_bytes()
+    other = (small_model, "--data", digits, *options, "-o", run / "eval" / "step-00000004")
+    code, _, err = cli("eval", *other)
+    assert code == 1
+    assert "step-00000004: has results of another model" in err
+    assert (run / "eval" / "step-00000004" / RESULTS).read_bytes() == before
+    evaluate(*other, "--force")
+
+
+def test_results_of_other_images_are_not_mixed(evaluate, cli, small_model, digits, extractor):
+    """Two folders of samples that have one name."""
+    for seed, parent in enumerate("ab"):
+        options = ("-n", 40, "-o", f"{parent}/images/", "--steps", 2, "--seed", seed, "-q")
+        assert cli("sample", "-m", small_model, *options)[0] == 0
+    options = ("--features", extractor, "--data", digits)
+    evaluate("--samples", "a/images", *options, "--metrics", "fid")
+    code, _, err = cli("eval", "--samples", "b/images", *options, "--metrics", "kid")
+    assert code == 1
+    assert "eval/images: has results of another model, or of other images" in err
+    evaluate("--samples", "b/images", *options, "--metrics", "kid", "--force")
+    [result] = json.loads(Path("eval/images", RESULTS).read_text())["results"]
+    assert result["metric"] == "kid"
+
+
+def test_samples_that_are_drawn_again_are_looked_at_again(evaluate, run, extractor):
+    options = (run, "--metrics", "fid", "-n", 33, "--features", extractor)
+    right, _ = evaluate(*options)
+    folder = run / "eval" / "step-00000004"
+    for path in (folder / "samples").glob("*.png"):
+        path.write_bytes((folder / "samples" / "000000.png").read_bytes())
+    shutil.rmtree(folder / "features")
+    assert evaluate(*options)[0] != right
+    assert evaluate(*options, "--force")[0] == right

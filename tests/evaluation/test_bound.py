@@ -14,6 +14,7 @@ from ddpm_cli.config import ScheduleConfig
 from ddpm_cli.data.plots import draw
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
+from ddpm_cli.errors import ModelError
 from ddpm_cli.evaluation.bound import Bound, charts, measure, merge
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.nn.unet import UNet
@@ -240,6 +241,34 @@ def test_uint8_and_float_images_are_the_same():
     images = torch.randint(256, (2, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     exact, rounded = bound_of(denoiser, images), bound_of(denoiser, images.float() / 127.5 - 1)
     torch.testing.assert_close(exact.each, rounded.each, rtol=1e-5, atol=0)
+
+
+def test_a_bound_that_is_not_finite_names_its_step():
+    """A variance of exp(-1000) beta_t at one step."""
+
+    def network(x_t, t):
+        log = torch.where(t == 30, 1000.0, 0.0).view(-1, 1, 1, 1)
+        return torch.cat([torch.zeros_like(x_t), -log.expand_as(x_t)], 1)
+
+    denoiser = Denoiser.from_config(network, replace(SCHEDULE, variance_type="learned_log"))
+    x_0 = normals(2, 1, 8, 8)
+    with pytest.raises(ModelError, match="no finite bound: its term at t=31 overflows"):
+        bound_of(denoiser, x_0)
+    with pytest.raises(ModelError, match="no finite bound: its term at t=31 overflows"):
+        bound_of(denoiser, x_0, chances=chances(torch.ones(100), 99))
+    few = denoiser.subsequence(range(10, 100, 10))
+    few = Denoiser(few.network, few.schedule, denoiser.config, few.trained)
+    with pytest.raises(ModelError, match="no finite bound: its term at t=31 overflows"):
+        bound_of(few, x_0)
+
+
+def test_a_pilot_that_is_not_finite_names_its_step():
+    def network(x_t, t):
+        return torch.cat([x_t, torch.full_like(x_t, -1000)], 1)
+
+    denoiser = Denoiser.from_config(network, replace(SCHEDULE, variance_type="learned_log"))
+    with pytest.raises(ModelError, match="no finite bound"):
+        term_sizes(denoiser, normals(2, 1, 8, 8))
 
 
 def test_one_function_has_one_bound_whatever_it_predicts(measured):

@@ -38,6 +38,7 @@ class Means(torch.nn.Module):
             "pixels": x,
             "sum": means.sum(),
             "infinite": 1 / (means - means),
+            "infinite classes": (means, 1 / (means - means)),
         }[self.result]
 
 
@@ -178,6 +179,7 @@ def test_gray_and_rgb():
         ("pixels", r"gives uint8 \(2, 1, 8, 8\) for 2 images"),
         ("sum", r"gives float32 \(\) for 2 images"),
         ("infinite", "gives features that are not finite"),
+        ("infinite classes", "gives logits that are not finite"),
     ],
 )
 def test_results_that_are_no_features(result, reason):

@@ -6,9 +6,17 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ddpm_cli.config import ScheduleConfig
+from ddpm_cli.errors import DataError
 from ddpm_cli.models.card import is_generated, model_card
 from ddpm_cli.models.facts import facts
-from ddpm_cli.models.results import RESULTS, default_folder, in_words, read_results, write_results
+from ddpm_cli.models.results import (
+    RESULTS,
+    default_folder,
+    in_words,
+    read_results,
+    require_results_of,
+    write_results,
+)
 from ddpm_cli.training.presets import PRESETS
 
 FID = {"metric": "fid", "set": "cats", "value": 3.17, "how": "50000 samples | Inception 6726825d"}
@@ -35,9 +43,9 @@ def test_results_of_another_model_are_not_kept(tmp_path):
     [
         b"",
         b"[]",
-        b'{"model": "a1", "results": 3}',
-        b'{"model": "a1", "results": [3, {}, {"metric": "fid", "set": 1, "value": 2}]}',
-        b'{"model": "a1", "results": [{"metric": "fid", "set": "x", "value": NaN}, {"metric": [], "set": "x"}]}',
+        b'{"fingerprint": "a1", "results": 3}',
+        b'{"fingerprint": "a1", "results": [3, {}, {"metric": "fid", "set": 1, "value": 2}]}',
+        b'{"fingerprint": "a1", "results": [{"metric": "fid", "set": "x", "value": NaN}, {"metric": [], "set": "x"}]}',
     ],
 )
 def test_a_damaged_file_has_no_results(tmp_path, content):
@@ -67,3 +75,17 @@ def test_a_checkpoint_is_evaluated_in_its_run(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000010"
     assert default_folder(checkpoint, "run") == tmp_path / "run" / "eval" / "step-00000010"
     assert str(default_folder(tmp_path / "model", "model")) == "eval/model"
+
+
+def test_raw_weights_have_a_folder_of_their_own(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000010"
+    assert default_folder(checkpoint, "run", "raw") == tmp_path / "run" / "eval" / "step-00000010-raw"
+    assert str(default_folder(tmp_path / "model", "model", "raw")) == "eval/model-raw"
+
+
+def test_results_of_something_else_are_not_lost_by_chance(tmp_path):
+    require_results_of(tmp_path, "b2")
+    write_results(tmp_path, "a1", [FID])
+    require_results_of(tmp_path, "a1")
+    with pytest.raises(DataError, match="has results of another model, or of other images"):
+        require_results_of(tmp_path, "b2")

@@ -97,7 +97,7 @@ def test_without_previews_the_checkpoint_has_a_picture(cli, run):
 def test_evaluations_are_shown(cli, run):
     fid = {"metric": "fid", "set": "cats", "value": 3.17, "how": f"4 samples {HOSTILE}"}
     write_results(run / "eval" / "step-00000002", "a", [fid | {"value": 5.0}])
-    write_results(run / "eval" / "step-00000004", None, [fid])
+    write_results(run / "eval" / "step-00000004", "b", [fid])
     Image.new("L", (8, 8)).save(run / "eval" / "step-00000002" / "bound.png")
     (run / "eval" / "step-00000006").mkdir()
     (run / "eval" / "step-00000006" / "eval.json").write_text("[")

@@ -139,6 +139,10 @@ def eval(
         raise UsageError("--terms 1: a sample needs two terms or more")
     if save is not None and save.suffix != ".npz":
         raise UsageError(f"--save-statistics {save}: the name must end in .npz")
+    if save is not None and chosen == ("bpd",):
+        raise UsageError("--save-statistics: --metrics bpd computes no statistics", "Add fid to --metrics.")
+    if model and address != os.environ.get("DDPM_MODEL"):
+        raise UsageError(f"{model} and --model {address} are two models", "Give one of them.")
     from ddpm_cli.cli.evaluation import Evaluation, Request
     from ddpm_cli.distributed import process_group
 
@@ -166,10 +170,10 @@ def eval(
             evaluation.of_images(samples, device, output)
 
 
-def _metrics(text: str | None, only_samples: bool) -> tuple[str, ...]:
-    """Raises UsageError for a name that is none, and for the bound of images."""
+def _metrics(text: str | None, only_samples: bool) -> tuple[str, ...] | None:
+    """None: all that are possible. Raises UsageError for a name that is none, and for the bound of images."""
     if text is None:
-        return _METRICS[1:] if only_samples else _METRICS
+        return None
     asked = [part.strip().lower() for part in text.split(",")]
     for name in asked:
         if name not in _METRICS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,25 @@ from ddpm_cli.config import RunConfig
 from ddpm_cli.data import pictures, plots
 from ddpm_cli.data.cache import cache_folder
 from ddpm_cli.data.images import check_background
+from ddpm_cli.data.pack import Pack
 from ddpm_cli.data.sources import name_of
 from ddpm_cli.data.split import open_part
 from ddpm_cli.distributed import World
-from ddpm_cli.errors import DataError, LockedError, UsageError
+from ddpm_cli.errors import DataError, DDPMError, LockedError, UsageError
 from ddpm_cli.evaluation import bound as bounds
 from ddpm_cli.evaluation.collection import Collection, open_images, open_samples
-from ddpm_cli.evaluation.comparison import remarks, require_comparable
-from ddpm_cli.evaluation.evaluate import Images, bound_of, bound_result, compared, features_in_parts
+from ddpm_cli.evaluation.comparison import possible, remarks, require_comparable, require_enough
+from ddpm_cli.evaluation.evaluate import Images, bound_of, bound_result, compared, features_in_parts, stand_in
 from ddpm_cli.evaluation.extractors import Extractor, open_extractor
 from ddpm_cli.evaluation.reference import open_reference
 from ddpm_cli.evaluation.statistics import FeatureSet, has_statistics, read_statistics, write_statistics
 from ddpm_cli.files import LOCK, lock, read_config, write_file
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.models.hub import Located
-from ddpm_cli.models.results import default_folder, in_words, write_results
+from ddpm_cli.models.results import default_folder, in_words, require_results_of, write_results
 from ddpm_cli.models.sample_folder import Drawn
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG, is_run
+from ddpm_cli.training.checkpoint import trained_on
 
 __all__ = ["Evaluation", "Request"]
 
@@ -60,8 +63,12 @@ class Request:
     batch_size: int
     seed: int
 
-    def wants(self, *metrics: str) -> bool:
-        return self.metrics is None or bool(set(metrics) & set(self.metrics))
+    def wants(self, metric: str) -> bool:
+        return self.metrics is None or metric in self.metrics
+
+    def of_features(self) -> tuple[str, ...]:
+        """The metrics that compare features."""
+        return tuple(metric for metric in _OF_FEATURES if self.wants(metric))
 
     def statistics(self) -> Path | None:
         """The file of statistics that `data` is, if it is one."""
@@ -79,7 +86,7 @@ class Evaluation:
     """One evaluation: its images, its folder, and the results that it has."""
 
     def __init__(self, request: Request, console: Console, world: World, held: ExitStack, force: bool) -> None:
-        """held: contexts that stay open until the end, such as locks. force: draw all samples again."""
+        """held: contexts that stay open until the end, such as locks. force: replace samples and results."""
         check_background(request.background)
         self.request = request
         self.console = console
@@ -87,6 +94,7 @@ class Evaluation:
         self._held = held
         self._force = force
         self._results: list[dict[str, Any]] = []
+        self._source = ""  # of a run's images, in words
 
     def of_model(
         self,
@@ -102,26 +110,30 @@ class Evaluation:
         statistics = self.world.on_main(request.statistics)
         located = find_model(self.console, address, weights, self.world)
         extractor = None
-        if request.wants(*_OF_FEATURES):  # first, since it may have to be downloaded
+        if request.of_features():  # first, since it may have to be downloaded
             extractor = self._extractor(self.world.pick_device(device))
         exact = open_model(self.console, located, device, "fp32", weights, self.world)
         fingerprint = self.world.on_main(exact.fingerprint)
         sets = [] if statistics else self._real(located, exact.shape)
-        folder = self._opened(output or default_folder(located.folder, located.name))
+        n = request.n or _COUNT
+        reference, against = None, ""
+        if extractor:  # what is wrong with it is found before anything is measured
+            reference, against = self._reference(extractor, exact.shape, n, sets[0] if sets else statistics)
+        folder = self._opened(output or default_folder(located.folder, located.name, weights), fingerprint)
         about = {"version": __version__, "weights": weights}
         if request.wants("bpd") and sets:
             self._bound(exact, sets, folder)
             self._write(folder, fingerprint, about)
-        if extractor:
+        if extractor and reference:
             drawn, how = self._draw(located, device, precision, weights, sampling, folder)
-            self._compare(extractor, drawn, request.n or _COUNT, sets[0] if sets else statistics, how, folder)
+            self._compare(extractor, drawn, n, reference, f"{how} against {against}", folder)
         self._finish(folder, fingerprint, about)
 
     def of_images(self, samples: str, device: str, output: Path | None) -> None:
         """Evaluate images. samples: a folder, or whatever else `open_samples` takes."""
         request = self.request
         statistics = self.world.on_main(request.statistics)
-        folder = self._opened(output or Path("eval") / name_of([samples]))
+        extractor = self._extractor(self.world.pick_device(device))  # first, since it may have to be downloaded
         with self.console.progress("looking for images") as progress:
             found = self.world.first_on_main(
                 lambda: open_samples([samples], cache_folder(), request.background, progress)
@@ -131,12 +143,14 @@ class Evaluation:
         n = min(request.n or len(drawn.pixels), len(drawn.pixels))
         if request.n and request.n > n:
             self.console.warn(f"--n {request.n}: there are {n} samples")
-        extractor = self._extractor(self.world.pick_device(device))
-        self._compare(extractor, drawn, n, real, f"{n} images of {drawn.name}", folder)
-        self._finish(folder, None, {"version": __version__, "samples": drawn.name})
+        reference, against = self._reference(extractor, drawn.pixels.shape, n, real, drawn.name)
+        fingerprint = self.world.on_main(lambda: drawn.pixels.fingerprint)
+        folder = self._opened(output or Path("eval") / drawn.name, fingerprint)
+        self._compare(extractor, drawn, n, reference, f"{n} images of {drawn.name} against {against}", folder)
+        self._finish(folder, fingerprint, {"version": __version__, "samples": drawn.name})
 
-    def _opened(self, folder: Path) -> Path:
-        """Make the folder of the evaluation, and lock it."""
+    def _opened(self, folder: Path, fingerprint: str) -> Path:
+        """Make the folder of the evaluation, and lock it. Raises DataError if it has results of something else."""
 
         def make() -> None:
             try:
@@ -148,6 +162,8 @@ class Evaluation:
                 ) from None
             except OSError as error:
                 raise DataError(f"-o {error.filename or folder}: {error.strerror}") from None
+            if not self._force:
+                require_results_of(folder, fingerprint)
 
         self.world.on_main(make)
         return folder
@@ -165,15 +181,17 @@ class Evaluation:
             raise self.world.reported_once(
                 UsageError("--data is missing: the real images", "Give the images that the model was trained on.")
             )
-        data = read_config(RunConfig, run / CONFIG).data
-        sets = []
-        for name, held_out in (("train", False), ("held-out", True))[: 2 if data.holdout else 1]:
+        data = self.world.on_main(lambda: read_config(RunConfig, run / CONFIG)).data
+
+        def part(held_out: bool) -> Pack:
             with self.console.progress("looking for images") as progress:
-                pack, _ = self.world.first_on_main(
-                    lambda: open_part(data, cache_folder(), held_out, progress)  # noqa: B023  called at once
-                )
-            sets.append(Images(name, pack))
-        return sets
+                return self.world.first_on_main(lambda: open_part(data, cache_folder(), held_out, progress))[0]
+
+        train = part(held_out=False)
+        if self.world.on_main(lambda: trained_on(located.folder)) not in (train.fingerprint, None):
+            self.console.warn("the images of the run have changed since this checkpoint was trained")
+        self._source = name_of([data.images] if isinstance(data.images, str) else data.images)
+        return [Images("train", train), *([Images("held-out", part(held_out=True))] if train.held_out else [])]
 
     def _open(self, paths: Sequence[str], shape: tuple[int, int, int]) -> Images:
         """The images of --data in the shape of the samples, with a note on what had to change for that."""
@@ -241,46 +259,84 @@ class Evaluation:
         how = f"{n} samples ({plan.describe()}, seed {request.seed}, {dtype}, {weights} weights)"
         return Images("samples", Drawn(place, n, model.shape)), how
 
-    def _compare(
-        self, extractor: Extractor, drawn: Images, n: int, real: Images | Path | None, how: str, folder: Path
-    ) -> None:
-        """Compare samples with real images, or with their statistics."""
-        request, console = self.request, self.console
-        with console.progress("extracting features of the samples") as progress:
-            samples = features_in_parts(extractor, drawn, n, folder, request.batch_size, self.world, progress)
-        reference: FeatureSet | None = None
+    def _reference(
+        self,
+        extractor: Extractor,
+        shape: tuple[int, int, int],
+        n: int,
+        real: Images | Path | None,
+        name: str = "samples",
+    ) -> tuple[FeatureSet, str]:
+        """The real images, or their statistics, and where they are from.
+
+        Raises DDPMError if they cannot be compared with n samples of this shape and name, or cannot be saved.
+        """
+        request = self.request
+        samples = self.world.on_main(lambda: replace(stand_in(extractor, shape, n), name=name))
+        self.world.on_main(lambda: require_enough(name, n))
         if isinstance(real, Images):
-            with console.progress("extracting features of the real images") as progress:
+            with self.console.progress("extracting features of the real images") as progress:
                 reference = open_reference(
                     *(real.pixels, real.name, extractor, cache_folder(), request.batch_size, self.world, progress)
                 )
-        elif real is not None:
+            source = f"{self._source} ({real.name})" if self._source else real.name
+            against = f"{reference.statistics.count} images of {source}"
+        else:
+            assert real is not None
             reference = self.world.on_main(lambda: read_statistics(real))
+            against = f"the statistics in {reference.name}"
+            if count := reference.statistics.count:
+                against = f"{count} images of {reference.name}"
+
+        def check() -> None:
+            require_comparable(samples, reference)
+            if not possible(wanted := request.of_features(), samples, reference):
+                raise DataError(
+                    f"--metrics {','.join(wanted)}: not possible with {extractor.name} and {reference.name}",
+                    "IS needs an extractor with classes. KID, precision and recall need the real images' features.",
+                )
+            if request.save:
+                self._save(request.save, reference)
+
+        self.world.on_main(check)
+        return reference, against
+
+    def _save(self, path: Path, reference: FeatureSet) -> None:
+        """Write --save-statistics. An evaluation that continues finds its own file."""
+        if path.exists() and not self._force:
+            with contextlib.suppress(DataError):
+                if read_statistics(path).origin == reference.origin:
+                    return
+            raise DDPMError(f"--save-statistics {path}: exists already", "Name another file, or use --force.")
+        write_statistics(path, reference)
+
+    def _compare(
+        self, extractor: Extractor, drawn: Images, n: int, reference: FeatureSet, how: str, folder: Path
+    ) -> None:
+        """Compare samples with the real images. how: both, in words."""
+        request, console = self.request, self.console
+        with console.progress("extracting features of the samples") as progress:
+            samples = features_in_parts(
+                *(extractor, drawn, n, folder, request.batch_size, self.world, progress), again=self._force
+            )
 
         def compare() -> None:
             assert samples is not None
-            assert reference is not None
-            if request.save:
-                write_statistics(request.save, reference)
-            require_comparable(samples, reference)
             for remark in remarks(samples, reference):
                 console.warn(remark)
             if samples.logits is None and request.wants("is"):
                 console.warn(f"{extractor.name} has no classes, so there is no Inception score")
-            count = reference.statistics.count
-            against = f"{count} images of {reference.name}" if count else f"the statistics in {reference.name}"
-            described = f"{how} against {against}; {extractor.name} {extractor.sha256[:8]}, {extractor.resize}"
-            wanted = _OF_FEATURES if request.metrics is None else request.metrics
+            described = f"{how}; {extractor.name} {extractor.sha256[:8]}, {extractor.resize}"
             with console.progress("comparing") as progress:
-                self._results += compared(wanted, samples, reference, described, progress)
+                self._results += compared(request.of_features(), samples, reference, described, progress)
 
         self.world.on_main(lambda: compare() if self.world.is_main else None)
 
-    def _write(self, folder: Path, fingerprint: str | None, about: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, fingerprint: str, about: Mapping[str, Any]) -> None:
         if self.world.is_main:
             write_results(folder, fingerprint, self._results, **about)
 
-    def _finish(self, folder: Path, fingerprint: str | None, about: Mapping[str, Any]) -> None:
+    def _finish(self, folder: Path, fingerprint: str, about: Mapping[str, Any]) -> None:
         """Write and print the results."""
         self._write(folder, fingerprint, about)
         if not self.world.is_main:

@@ -23,7 +23,7 @@ from ddpm_cli.diffusion.loss import prior
 from ddpm_cli.diffusion.noised_image import to_paper
 from ddpm_cli.evaluation.neighbors import Pixels
 from ddpm_cli.evaluation.term_sampling import all_chances, draw
-from ddpm_cli.evaluation.terms import Clean
+from ddpm_cli.evaluation.terms import Clean, require_finite
 from ddpm_cli.rng import ImageNoise
 
 __all__ = ["Bound", "Depth", "charts", "measure", "merge"]
@@ -180,6 +180,7 @@ def measure(
     device: of the network. chances: (T,) float64 from `term_sampling.chances`, the same for all parts; None computes
     all terms. Image i has one draw of noise per term, by (seed, i). progress: called with the number of images times
     terms that are done. On a GPU that number is ahead of the device, which is waited for at the end of each part.
+    Raises ModelError if a term is not finite.
     """
     chances = all_chances(denoiser.schedule.T) if chances is None else chances
     done = 0
@@ -196,6 +197,7 @@ def measure(
             done += len(part)
             progress(done)
         terms, errors = (torch.stack(values, 1).cpu() for values in zip(*found, strict=True))
+        require_finite(terms, denoiser.schedule.timesteps[steps])
         yield _part(denoiser, part, steps, prior(denoiser.schedule, clean.exact).cpu(), terms, errors, chances)
 
 

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ddpm_cli.errors import DataError
 from ddpm_cli.evaluation.statistics import FeatureSet
 
-__all__ = ["LEAST", "described", "remarks", "require_comparable"]
+__all__ = ["LEAST", "described", "possible", "remarks", "require_comparable", "require_enough"]
 
 LEAST = 32  # images, of which nothing can be said of a distribution
 _FEW = 10_000  # with fewer images, the Fréchet distance is noticeably too large
 _MIRRORED = 0.1  # of the images: more than by chance
 
 
+def require_enough(name: str, count: int | None) -> None:
+    """Raises DataError, with the name of the images, if they are too few. count: None if it is not known."""
+    if count is not None and count < LEAST:
+        raise DataError(
+            f"{name}: {count} images are too few for FID, KID or precision",
+            f"Give at least {LEAST}; the field takes 50,000.",
+        )
+
+
+def possible(metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet) -> tuple[str, ...]:
+    """Those of the metrics fid, kid, is and pr that can be computed from the features and logits that there are."""
+    both = samples.features is not None and reference.features is not None
+    can = {"fid": True, "kid": both, "pr": both, "is": samples.logits is not None}
+    return tuple(metric for metric in metrics if can.get(metric))
+
+
 def require_comparable(samples: FeatureSet, reference: FeatureSet) -> None:
     """Raises DataError, naming the images or the file, if a distance between them would mean nothing."""
     for found in (samples, reference):
-        if found.statistics.count is not None and found.statistics.count < LEAST:
-            raise DataError(
-                f"{found.name}: {found.statistics.count} images are too few for FID, KID or precision",
-                f"Give at least {LEAST}; the field takes 50,000.",
-            )
+        require_enough(found.name, found.statistics.count)
     ours, theirs = samples.origin, reference.origin
     if ours and theirs and ours.sha256 != theirs.sha256:
         raise DataError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.distributed import World
@@ -23,15 +25,15 @@ from ddpm_cli.evaluation.extractors import Extractor
 from ddpm_cli.evaluation.features import Features
 from ddpm_cli.evaluation.moments import moments
 from ddpm_cli.evaluation.neighbors import Pixels
-from ddpm_cli.evaluation.parts import Part, complete, together
+from ddpm_cli.evaluation.parts import Part, any_part, complete, together
 from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly"]
+__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly", "stand_in"]
 
 _PILOT = 8  # images that decide which terms are computed
-_VERSION = 1  # of what is kept in the folder
+_VERSION = 2  # of what is kept in the folder
 
 
 class Images(NamedTuple):
@@ -65,18 +67,24 @@ def bound_of(
     world = world or World()
     numbers = spread_evenly(n, len(images.pixels))
     denoiser, T = model.denoiser, model.schedule.T
-    share = None
-    if terms is not None and terms < T:
-        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
-        share = world.on_main(lambda: chances(term_sizes(denoiser, pilot.to(model.device), seed), terms))
+    few = terms if terms is not None and terms < T else None
     precision = str(model.unet.conv_in.weight.dtype)
-    what = (model.fingerprint(), precision, images.pixels.fingerprint, seed, share if share is None else share.tolist())
+    place = folder / "bound" / _key(model.fingerprint(), precision, images.pixels.fingerprint, seed, few)
+
+    def shares(k: int) -> Tensor:
+        """Those of the parts that exist: another number of threads rounds otherwise, and they would not fit."""
+        if part := any_part(place):
+            return part["chances"]
+        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
+        return chances(term_sizes(denoiser, pilot.to(model.device), seed), k)
+
+    share = None if few is None else world.on_main(lambda: shares(few))
 
     def work(left: Sequence[int]) -> Iterator[Part]:
         parts = measure(denoiser, images.pixels, left, model.device, seed, batch_size, share, progress)
         return (dict(vars(part)) for part in parts)
 
-    parts = complete(folder / "bound" / _key(*what), numbers, work, world)
+    parts = complete(place, numbers, work, world)
     return merge(Bound(**part) for part in parts) if parts else None
 
 
@@ -102,8 +110,12 @@ def features_in_parts(
     batch_size: int = 64,
     world: World | None = None,
     progress: OnProgress = silent,
+    again: bool = False,
 ) -> FeatureSet | None:
-    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0."""
+    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0.
+
+    again: compute all of them, since the images may have changed.
+    """
     done = 0
 
     def work(left: Sequence[int]) -> Iterator[Part]:
@@ -116,12 +128,23 @@ def features_in_parts(
             yield {"numbers": numbers, "features": found.features, **logits}
 
     place = folder / "features" / _key(images.pixels.fingerprint, images.pixels.shape, extractor.sha256)
-    parts = complete(place, range(n), work, world)
+    parts = complete(place, range(n), work, world, again)
     if not parts:
         return None
     features = together(parts, "features")
     logits = together(parts, "logits") if "logits" in parts[0] else None
     return feature_set(Features(moments(features), features, logits), extractor, images.pixels.shape, images.name)
+
+
+def stand_in(extractor: Extractor, shape: tuple[int, int, int], n: int) -> FeatureSet:
+    """What can be compared as n samples of a shape (C, H, W) could: two images of noise, before any sample is drawn.
+
+    So what is wrong with the extractor or the reference is found early. Raises ModelError, see `Extractor`.
+    """
+    noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found, logits = extractor(noise)
+    both = feature_set(Features(moments(found), found, logits), extractor, shape, "samples")
+    return replace(both, statistics=replace(both.statistics, count=n))
 
 
 def compared(
@@ -138,13 +161,13 @@ def compared(
     if "fid" in metrics:
         value = frechet(samples.statistics, reference.statistics)
         found.append({"metric": "fid" if inception else "frechet", "value": value})
-    if samples.features is not None and reference.features is not None:
-        if "kid" in metrics:
-            distance = kid(samples.features, reference.features)
-            found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
-        if "pr" in metrics:
-            both = precision_recall(reference.features, samples.features, progress=progress)
-            found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
+    ours, theirs = samples.features, reference.features
+    if "kid" in metrics and ours is not None and theirs is not None:
+        distance = kid(ours, theirs)
+        found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
+    if "pr" in metrics and ours is not None and theirs is not None:
+        both = precision_recall(theirs, ours, progress=progress)
+        found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
     if "is" in metrics and samples.logits is not None:
         score = inception_score(samples.logits)
         found.append({"metric": "inception_score", "value": score.mean, "deviation": score.deviation})

@@ -102,8 +102,9 @@ class Extractor:
         features, *logits = [
             self._checked(result, len(batch))[: len(images)].float().cpu() for result in self._results(batch)
         ]
-        if not features.isfinite().all():
-            raise ModelError(f"{self._path}: gives features that are not finite", "Its weights may be damaged.")
+        for name, values in (("features", features), ("logits", logits[0] if logits else features)):
+            if not values.isfinite().all():
+                raise ModelError(f"{self._path}: gives {name} that are not finite", "Its weights may be damaged.")
         return Extracted(features, logits[0] if logits else None)
 
     @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,22 +15,29 @@ from ddpm_cli.distributed import World
 from ddpm_cli.errors import ModelError
 from ddpm_cli.files import load_tensors, remove_partials, write_file
 
-__all__ = ["Part", "complete", "together"]
+__all__ = ["Part", "any_part", "complete", "together"]
 
 Part = Mapping[str, Tensor]  # numbers: (B,) int64, the images it is about; other tensors as the work has them
 
 
 def complete(
-    folder: Path, numbers: Sequence[int], work: Callable[[Sequence[int]], Iterator[Part]], world: World | None = None
+    folder: Path,
+    numbers: Sequence[int],
+    work: Callable[[Sequence[int]], Iterator[Part]],
+    world: World | None = None,
+    again: bool = False,
 ) -> list[Part]:
     """The parts that are about exactly these images, from the files of a folder and from new work. On rank 0 only.
 
     folder: one for each kind of work, since a file is used for what its numbers say. Every rank must see it. work:
-    yields parts for some images, which are written at once. Every rank must call this, and gets [].
+    yields parts for some images, which are written at once. again: remove what is there. Every rank must call this, and
+    all but rank 0 get [].
     """
     world = world or World()
 
     def look() -> list[int]:
+        if again:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
         done = {number for part in _usable(folder, numbers) for number in part["numbers"].tolist()}
@@ -41,6 +50,14 @@ def complete(
         write_file(folder / f"{int(part['numbers'][0]):08d}.safetensors", save(tensors), sync=False)
     world.barrier()
     return list(_usable(folder, numbers)) if world.is_main else []
+
+
+def any_part(folder: Path) -> Part | None:
+    """One of the parts in the folder, whatever images it is about; None without any."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(ModelError):
+            return load_tensors(path)
+    return None
 
 
 def _usable(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
-from ddpm_cli.evaluation.terms import Clean
+from ddpm_cli.evaluation.terms import Clean, require_finite
 from ddpm_cli.rng import ImageNoise, image_uniforms
 
 __all__ = ["all_chances", "chances", "draw", "term_sizes"]
@@ -26,7 +26,7 @@ def term_sizes(denoiser: Denoiser, x_0: Tensor, seed: int = 0) -> Tensor:
 
     x_0: (B, C, H, W) as in `Clean`; some eight images are enough. They may be among those that are evaluated later: the
     pilot has noise of its own, and for any sizes the estimate has no bias. Between the steps of the pilot, which are
-    even in the log-SNR, the logarithm of the size is linear in that of t.
+    even in the log-SNR, the logarithm of the size is linear in that of t. Raises ModelError if a term is not finite.
     """
     schedule = denoiser.schedule
     if schedule.T == 1:
@@ -36,6 +36,7 @@ def term_sizes(denoiser: Denoiser, x_0: Tensor, seed: int = 0) -> Tensor:
     noise = ImageNoise(seed, range(len(x_0)), (shape[0], shape[1], shape[2]), "pilot")
     steps = sorted({1, *spaced(schedule, min(_PILOT_STEPS, schedule.T), spacing="logsnr")} - {0})
     found = torch.stack([clean.terms(denoiser, t, noise())[0] for t in steps]).cpu()
+    require_finite(found, schedule.timesteps[steps][:, None])
     logs = found.square().mean(1).clamp(min=1e-30).log() / 2
     at, times = torch.tensor(steps).double().log(), torch.arange(1, schedule.T).double().log()
     right = torch.searchsorted(at, times).clamp(1, len(at) - 1) if len(at) > 1 else torch.zeros(len(times)).long()

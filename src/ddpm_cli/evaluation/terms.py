@@ -10,8 +10,10 @@ from torch import Tensor
 from ddpm_cli.data.images import to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import bound_term
+from ddpm_cli.diffusion.noised_image import to_paper
+from ddpm_cli.errors import ModelError
 
-__all__ = ["Clean"]
+__all__ = ["Clean", "require_finite"]
 
 
 class Clean:
@@ -42,6 +44,18 @@ class Clean:
         found = replace(found, x_t=_wide(x_t), t=t, raw=_wide(found.raw))  # all that follows the network, in float64
         term = bound_term(denoiser.schedule, self.exact, found.x_t, t, found.mean, found.log_variance)
         return term, (found.x_0 - self.exact).square().flatten(1).mean(1)
+
+
+def require_finite(terms: Tensor, t: Tensor) -> None:
+    """Raises ModelError, naming a step, if a term is infinite or no number.
+
+    terms: on the CPU, in any shape. t: that of each of them, int64, the network's; like terms, or to be expanded to it.
+    """
+    if wrong := t.expand_as(terms)[~terms.isfinite()].tolist():
+        raise ModelError(
+            f"the model has no finite bound: its term at t={to_paper(wrong[0])} overflows",
+            "Its variance or its prediction is far off there. Has the training failed, or hardly begun?",
+        )
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -13,11 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.errors import DataError
 from ddpm_cli.files import json_bytes, parse_json, read_bytes, write_file
 from ddpm_cli.run_folder import CHECKPOINTS, EVALUATIONS
 from ddpm_cli.text import printable
 
-__all__ = ["METRICS", "RESULTS", "default_folder", "in_words", "read_results", "write_results"]
+__all__ = [
+    "METRICS",
+    "RESULTS",
+    "default_folder",
+    "in_words",
+    "kept_results",
+    "read_results",
+    "require_results_of",
+    "write_results",
+]
 
 RESULTS = "eval.json"
 
@@ -35,20 +45,34 @@ METRICS = {
 Result = dict[str, Any]
 
 
-def default_folder(model: Path, name: str) -> Path:
-    """Where the evaluation of a model is kept: in its run, else in a folder of this name in the current one."""
-    if model.parent.name == CHECKPOINTS:
-        return model.parent.parent / EVALUATIONS / model.name
-    return Path("eval") / name
+def default_folder(model: Path, name: str, weights: str = "ema") -> Path:
+    """Where the evaluation of a model is kept: in its run, else in a folder of this name in the current one.
 
-
-def read_results(folder: Path, fingerprint: str | None = None) -> list[Result]:
-    """The results in a folder; none if it has no such file, or one that is damaged or of another model.
-
-    fingerprint: of the model, `DDPM.fingerprint`; None for images whose model is not known.
+    Those of its averaged and of its raw weights are apart, since they are two models.
     """
-    model, found = _read(folder)
-    return found if model == fingerprint else []
+    end = "-raw" if weights == "raw" else ""
+    if model.parent.name == CHECKPOINTS:
+        return model.parent.parent / EVALUATIONS / f"{model.name}{end}"
+    return Path("eval") / f"{name}{end}"
+
+
+def read_results(folder: Path, fingerprint: str) -> list[Result]:
+    """The results in a folder; none if it has no such file, or one that is damaged or of something else.
+
+    fingerprint: of the model, `DDPM.fingerprint`; or of the images, if they were evaluated without a model.
+    """
+    what, found = _read(folder)
+    return found if what == fingerprint else []
+
+
+def require_results_of(folder: Path, fingerprint: str) -> None:
+    """Raises DataError if a folder has results of another model or of other images. See `read_results`."""
+    what, found = _read(folder)
+    if found and what != fingerprint:
+        raise DataError(
+            f"-o {folder}: has results of another model, or of other images",
+            "Name another folder with -o, or use --force to replace them.",
+        )
 
 
 def kept_results(folder: Path) -> list[Result]:
@@ -57,23 +81,23 @@ def kept_results(folder: Path) -> list[Result]:
 
 
 def _read(folder: Path) -> tuple[object, list[Result]]:
-    """The fingerprint of the model, and the results."""
+    """The fingerprint of what was evaluated, and the results."""
     with contextlib.suppress(OSError, ValueError):
         values = parse_json(read_bytes(folder / RESULTS))
         if isinstance(values, dict) and isinstance(found := values.get("results"), list):
-            return values.get("model"), [result for result in found if _is_result(result)]
+            return values.get("fingerprint"), [result for result in found if _is_result(result)]
     return None, []
 
 
-def write_results(folder: Path, fingerprint: str | None, results: Sequence[Result], **about: Any) -> list[Result]:
+def write_results(folder: Path, fingerprint: str, results: Sequence[Result], **about: Any) -> list[Result]:
     """Add results to those in a folder; they replace those of the same metric and set. Returns all of them.
 
-    about: more values for the file.
+    Results of anything else are dropped, see `require_results_of`. about: more values for the file.
     """
     new = {_key(result): result for result in results}
     kept = {_key(result): result for result in read_results(folder, fingerprint)}
     both = [*(kept | new).values()]
-    write_file(folder / RESULTS, json_bytes({**about, "model": fingerprint, "results": both}))
+    write_file(folder / RESULTS, json_bytes({**about, "fingerprint": fingerprint, "results": both}))
     return both
 
 

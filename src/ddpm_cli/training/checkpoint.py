@@ -51,6 +51,7 @@ __all__ = [
     "save_checkpoint",
     "set_aside",
     "tidy",
+    "trained_on",
 ]
 
 
@@ -165,6 +166,14 @@ def _verify(folder: Path) -> None:
             raise ModelError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
         except ValueError:
             raise ModelError(f"{folder / _HASHES}: is damaged: {shown(name)} cannot be a file's name") from None
+
+
+def trained_on(folder: Path) -> str | None:
+    """The fingerprint of the images that a checkpoint was trained on; None if it does not say."""
+    try:
+        return read_config(_State, folder / _STATE).images
+    except ModelError:
+        return None
 
 
 def load_training(folder: Path) -> Checkpoint:
