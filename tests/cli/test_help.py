@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 
+from ddpm_cli import __version__
 from ddpm_cli.cli.app import COMMANDS, build
 
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "pydantic", "rich.progress", "ddpm_cli.config")
@@ -93,7 +94,7 @@ def test_the_everyday_options_of_train_come_first(cli):
 
 
 def test_version(cli):
-    assert cli("-V") == (0, "ddpm 0.1.0\n", "")
+    assert cli("-V") == (0, f"ddpm {__version__}\n", "")
 
 
 def test_ddpm_without_a_command_shows_its_help(cli):

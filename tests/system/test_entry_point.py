@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ddpm_cli import __version__
 from processes import GUARD
 
 DDPM = str(Path(sys.executable).with_name("ddpm"))
@@ -14,7 +15,7 @@ def test_help_and_version():
         done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
         for name in ("train", "sample", "noise", "denoise-trace"):
             assert name in done.stdout
-    assert subprocess.run([DDPM, "-V"], capture_output=True, check=True).stdout == b"ddpm 0.1.0\n"
+    assert subprocess.run([DDPM, "-V"], capture_output=True, check=True, text=True).stdout == f"ddpm {__version__}\n"
 
 
 def test_a_pipe_gives_the_same_as_files(cli, color_model, photo):

@@ -1,0 +1,18 @@
+# ddpm for machines with NVIDIA GPUs and the NVIDIA Container Toolkit. PyPI's PyTorch for Linux brings CUDA.
+#
+#     docker build -t ddpm .
+#     docker run --rm --init --gpus all --ipc host -v "$PWD:/work" ddpm train images
+FROM python:3.13-slim
+
+WORKDIR /src
+COPY constraints.txt ./
+# in a layer of its own, so that a change of ddpm does not download gigabytes again
+RUN pip install --no-cache-dir -c constraints.txt torch
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN pip install --no-cache-dir -c constraints.txt ".[datasets,tensorboard]"
+
+# Runs, pictures and the cache are in the folder that is mounted here, also for a user without a home (docker run -u).
+WORKDIR /work
+ENV XDG_CACHE_HOME=/work/.cache
+ENTRYPOINT ["ddpm"]
