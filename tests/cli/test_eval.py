@@ -179,14 +179,14 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--metrics", "bpd,fad"), "--metrics fad: choose from bpd, fid, kid, is, pr"),
+        (("--metrics", "bpd,fad"), "--metrics fad is not one of bpd, fid, kid, is, pr"),
         (("--samples", "x", "--data", "y", "--metrics", "bpd"), "--metrics bpd is about a model"),
         (("model", "--samples", "x", "--data", "y"), "--samples is evaluated without a model"),
         (("--samples", "x"), "--data is missing"),
         (("model", "--metrics", "bpd"), "--data is missing"),
         (("model", "--terms", "1"), "--terms 1: a sample needs two terms"),
         (("model", "--save-statistics", "x.pt"), "--save-statistics x.pt: the name must end in .npz"),
-        (("model", "--fit", "x"), "--fit x is not crop, pad or stretch"),
+        (("model", "--fit", "x"), "--fit x is not one of crop, pad, stretch"),
     ],
 )
 def test_wrong_usage(cli, small_model, args, message):
