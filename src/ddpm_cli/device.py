@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import PRECISIONS, check_name
 
 __all__ = [
     "autocast",
@@ -59,8 +60,7 @@ def pick_dtype(precision: str, device: torch.device, exact: bool = False) -> tor
     precise and slower. exact: the network needs float32 (`ScheduleConfig.needs_float32`), so auto is fp32.
     Raises UsageError for another name, and for bf16 if the network needs float32.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"--precision {precision} is not a precision", "Use auto, fp32 or bf16.")
+    check_name("--precision", precision, PRECISIONS)
     if exact and precision == "bf16":
         raise UsageError("--precision bf16: a network that predicts the mean of x_{t-1} needs float32", "Leave it out.")
     if precision == "fp32" or exact:

@@ -186,7 +186,7 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--metrics", "bpd,fad"), "--metrics fad: choose from bpd, fid, kid, is, pr"),
+        (("--metrics", "bpd,fad"), "--metrics fad is not one of bpd, fid, kid, is, pr"),
         (("--samples", "x", "--data", "y", "--metrics", "bpd"), "--metrics bpd is about a model"),
         (("model", "--samples", "x", "--data", "y"), "--samples is evaluated without a model"),
         (("--samples", "x"), "--data is missing"),
@@ -195,7 +195,7 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
         (("model", "--metrics", "bpd", "--save-statistics", "x.npz"), "--metrics bpd computes no statistics"),
         (("model", "-m", "other"), "and --model other are two models"),
         (("model", "--save-statistics", "x.pt"), "--save-statistics x.pt: the name must end in .npz"),
-        (("model", "--fit", "x"), "--fit x is not crop, pad or stretch"),
+        (("model", "--fit", "x"), "--fit x is not one of crop, pad, stretch"),
     ],
 )
 def test_wrong_usage(cli, small_model, args, message):

@@ -91,10 +91,10 @@ def test_the_sampler_is_named(cli, color_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sampler", "euler"), "--sampler euler: is not one of ddpm, ddim, dpm++"),
+        (("--sampler", "euler"), "--sampler euler is not one of ddpm, ddim, dpm++"),
         (("--eta", 0.5, "--sampler", "ddpm"), "--eta 0.5: is a setting of ddim and dpm++, not of ddpm"),
         (("--order", 9), "--order 9: must be between 1 and 3"),
-        (("--spacing", "odd"), "--spacing odd: is not one of uniform, quadratic, logsnr"),
+        (("--spacing", "odd"), "--spacing odd is not one of uniform, quadratic, logsnr"),
     ],
 )
 def test_settings_that_do_not_fit_the_sampler_are_refused(cli, color_model, options, message):

@@ -120,7 +120,7 @@ def test_missing_and_wrong_flags_are_named(cli, cosine):
         assert f"{flag} " in refusal(*COSINE, flag, value)
         assert f"the weights show {shown}" in refusal(*COSINE, flag, value)
     assert "does not divide" in refusal(*COSINE, "--num-heads", "3")
-    assert "neither linear nor cosine" in refusal(*COSINE, "--noise-schedule", "quadratic")
+    assert "is not one of linear, cosine" in refusal(*COSINE, "--noise-schedule", "quadratic")
     assert "neither True nor False" in refusal("--learn-sigma", "perhaps")
 
 

@@ -14,7 +14,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from ddpm_cli import __version__
 from ddpm_cli.cli.console import print_error
-from ddpm_cli.errors import DDPMError, ElsewhereError
+from ddpm_cli.errors import DDPMError, ElsewhereError, UsageError
+from ddpm_cli.names import nearest
 
 __all__ = ["COMMANDS", "build", "main"]
 
@@ -123,12 +124,14 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         if command:
             code = build(command)(args=arguments[1:], prog_name=f"ddpm {command}", standalone_mode=False)
+        elif arguments and not arguments[0].startswith("-"):
+            raise _unknown_command(arguments[0])
         else:
             code = build()(args=arguments, prog_name="ddpm", standalone_mode=False)
     except Exception as error:
         if os.environ.get("DDPM_DEBUG") == "1":
             raise
-        code = _explain(error, command)
+        code = _explain(error, command, arguments)
     _exit(code if isinstance(code, int) else 0)
 
 
@@ -143,8 +146,28 @@ def _exit(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _explain(error: Exception, command: str | None) -> int:
+def _unknown_command(name: str) -> UsageError:
+    near = nearest(name, COMMANDS)
+    return UsageError(f"{name}: no such command", f"Did you mean ddpm {near}?" if near else "ddpm -h lists them.")
+
+
+def _unknown_option(error: Any, arguments: list[str], program: str) -> UsageError:
+    typed = next(
+        (word for word in arguments if word.startswith(error.option_name)), error.option_name
+    )  # not -s: -steps
+    typed = typed.partition("=")[0]
+    options = error.ctx.command.get_params(error.ctx)
+    names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
+    known = {name.lstrip("-"): name for name in names if name.startswith("--")}
+    near = nearest(typed.lstrip("-"), known)
+    return UsageError(f"{typed}: no such option", f"Did you mean {known[near]}?" if near else f"{program} -h")
+
+
+def _explain(error: Exception, command: str | None, arguments: list[str]) -> int:
     """Print what went wrong, and return the exit code."""
+    program = f"ddpm {command}" if command else "ddpm"
+    if type(error).__name__ == "NoSuchOption":  # by name, since it is a private class of Typer
+        error = _unknown_option(error, arguments, program)
     match error:
         case ElsewhereError():
             return error.exit_code
@@ -152,7 +175,7 @@ def _explain(error: Exception, command: str | None) -> int:
             print_error(error.message, error.hint)
             return error.exit_code
         case typer.TyperException():
-            print_error(error.format_message(), f"ddpm {command} -h" if command else "ddpm -h")
+            print_error(error.format_message(), f"{program} -h")
             return error.exit_code
         case typer.Abort():
             return 130

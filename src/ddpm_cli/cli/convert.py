@@ -64,8 +64,11 @@ def convert(
     diffusion_steps: Annotated[int | None, _count("--diffusion-steps", "T. Required for improved-diffusion.")] = None,
     noise_schedule: Annotated[
         str | None,
-        typer.Option(
-            "--noise-schedule", metavar="NAME", help="linear or cosine. Required for improved-diffusion.", **_TRAINED
+        options.named(
+            "--noise-schedule",
+            ("linear", "cosine"),
+            help="linear or cosine. Required for improved-diffusion.",
+            **_TRAINED,
         ),
     ] = None,
     predict_xstart: Annotated[str | None, _switch("--predict-xstart", "Whether the network predicts x_0.")] = None,

@@ -50,7 +50,7 @@ def demo(
     from ddpm_cli.cli.model import find_model, note_sampling, open_model
     from ddpm_cli.models.demo import Plan, draw
 
-    located = find_model(console, model, "ema")
+    located = find_model(console, model)
     ddpm = open_model(console, located, device, precision, "ema")
     plan = Plan(ddpm)
     note_sampling(console, ddpm, plan.usual)

@@ -12,6 +12,7 @@ import typer
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import FITS, check_name
 
 __all__ = ["EXAMPLES", "eval"]
 
@@ -28,11 +29,18 @@ _DATA: dict[str, Any] = {"rich_help_panel": "Images and features"}
 _BOUND: dict[str, Any] = {"rich_help_panel": "Bits per dimension"}
 
 
+def _complete_metrics(incomplete: str) -> list[str]:
+    """The last of several names."""
+    before, comma, _ = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _METRICS if name not in before.split(",")]
+
+
 def eval(
     model: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=options.complete_models,
             help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
             "Default: the newest run in ./runs.",
         ),
@@ -49,7 +57,12 @@ def eval(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option("--metrics", metavar="NAMES", help="Some of bpd,fid,kid,is,pr. Default: all that are possible."),
+        typer.Option(
+            "--metrics",
+            metavar="NAMES",
+            autocompletion=_complete_metrics,
+            help="Some of bpd,fid,kid,is,pr. Default: all that are possible.",
+        ),
     ] = None,
     n: Annotated[
         int | None,
@@ -93,7 +106,7 @@ def eval(
         ),
     ] = None,
     fit: Annotated[
-        str, typer.Option("--fit", metavar="NAME", help="How to make --data square: crop, pad or stretch.", **_DATA)
+        str, options.named("--fit", FITS, help="How to make --data square: crop, pad or stretch.", **_DATA)
     ] = "crop",
     background: options.Background = "white",
     terms: Annotated[
@@ -133,8 +146,6 @@ def eval(
         raise UsageError("--samples is evaluated without a model", "Leave MODEL out, or --samples.")
     if samples is not None and not data:
         raise UsageError("--data is missing: the real images", "Give a folder, or an .npz file with their statistics.")
-    if fit not in ("crop", "pad", "stretch"):
-        raise UsageError(f"--fit {fit} is not crop, pad or stretch")
     if terms is not None and terms < 2:
         raise UsageError("--terms 1: a sample needs two terms or more")
     if save is not None and save.suffix != ".npz":
@@ -176,8 +187,7 @@ def _metrics(text: str | None, only_samples: bool) -> tuple[str, ...] | None:
         return None
     asked = [part.strip().lower() for part in text.split(",")]
     for name in asked:
-        if name not in _METRICS:
-            raise UsageError(f"--metrics {name or text}: choose from {', '.join(_METRICS)}")
+        check_name("--metrics", name, _METRICS)
     if only_samples and "bpd" in asked:
         raise UsageError("--metrics bpd is about a model, and --samples are images", "Leave one of the two out.")
     return tuple(name for name in _METRICS if name in asked)

@@ -108,7 +108,7 @@ class Evaluation:
         """Evaluate a model. address: see `hub.resolve`. sampling: the arguments of `DDPM.sampling`."""
         request = self.request
         statistics = self.world.on_main(request.statistics)
-        located = find_model(self.console, address, weights, self.world)
+        located = find_model(self.console, address, self.world)
         extractor = None
         if request.of_features():  # first, since it may have to be downloaded
             extractor = self._extractor(self.world.pick_device(device))

@@ -23,6 +23,7 @@ def info(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=options.complete_models,
             help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
             "Default: the newest run in ./runs.",
         ),

@@ -59,9 +59,9 @@ def interpolate(
     ] = None,
     via: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--via",
-            metavar="NAME",
+            ("noise", "latent"),
             help="noise: mix images that were noised to --t, as in Fig. 8. latent: mix latents, from ddpm invert or of "
             "seeds, spherically. Default: noise, or latent with a seed.",
         ),
@@ -174,8 +174,6 @@ def _seed_of(end: str) -> int | None:
 
 def _check(a: str, b: str, seeds: Sequence[int | None], via: str, t: str | None) -> list[int]:
     """Refuse what cannot be mixed, before any work is done. Returns the timesteps in --t above 0, ascending."""
-    if via not in ("noise", "latent"):
-        raise UsageError(f"--via {via} is neither noise nor latent")
     if a == b == "-":
         raise UsageError("-: stdin holds one image, not two", "Give the other one as a file.")
     if via == "noise" and seeds != [None, None]:

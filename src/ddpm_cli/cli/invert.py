@@ -13,6 +13,7 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, fitted_image, open_model, pick_sampling
 from ddpm_cli.cli.output import check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import FORMATS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,9 +47,7 @@ def invert(
     ] = None,
     form: Annotated[
         str,
-        typer.Option(
-            "--format", metavar="NAME", help="png: a labelled strip, there and back. safetensors: the latent."
-        ),
+        options.named("--format", FORMATS, help="png: a labelled strip, there and back. safetensors: the latent."),
     ] = "png",
     output: Annotated[
         str | None,
@@ -77,8 +76,6 @@ def invert(
     Then go back, and say how far that is from the image.
     """
     console = Console("invert", as_json, quiet, preview)
-    if form not in ("png", "safetensors"):
-        raise UsageError(f"--format {form} is neither png nor safetensors")
     if form == "png" and output and output.endswith(".safetensors"):
         raise UsageError(f"-o {output}: --format png cannot write .safetensors", "Add --format safetensors.")
     suffixes = (".safetensors",) if form == "safetensors" else (".png", ".jpg", ".jpeg", ".webp")

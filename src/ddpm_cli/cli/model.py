@@ -31,17 +31,12 @@ def find_run(command: str, run: Path | None, runs: Path = Path("runs")) -> Path:
     raise DataError(f"no run was given, and there is none in {runs}/", f"ddpm {command} RUN")
 
 
-def find_model(console: Console, address: str | None, weights: str, world: World | None = None) -> Located:
+def find_model(console: Console, address: str | None, world: World | None = None) -> Located:
     """Find a model. world: the processes that need it. All of them get what the main process finds."""
     from ddpm_cli.distributed import World
     from ddpm_cli.models import hub
 
-    def find() -> Located:
-        if weights not in ("ema", "raw"):
-            raise UsageError(f"--weights {weights} is neither ema nor raw")
-        return hub.resolve(address, quiet=not console.live)
-
-    return (world or World()).on_main(find)
+    return (world or World()).on_main(lambda: hub.resolve(address, quiet=not console.live))
 
 
 def open_model(
@@ -59,7 +54,7 @@ def open_model(
     from ddpm_cli.models.ddpm import DDPM
 
     world = world or World()
-    located = address if isinstance(address, hub.Located) else find_model(console, address, weights, world)
+    located = address if isinstance(address, hub.Located) else find_model(console, address, world)
 
     def load() -> DDPM:
         # A process on another machine has its own cache of the Hub.

@@ -10,6 +10,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console, columns
 from ddpm_cli.cli.output import deliver, pick_target
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import FITS
 
 if TYPE_CHECKING:
     from ddpm_cli.cli.terminal_pictures import Draw
@@ -60,7 +61,7 @@ def neighbors(
     ] = None,
     fit: Annotated[
         str,
-        typer.Option("--fit", metavar="NAME", help="How training made an image square: crop, pad or stretch."),
+        options.named("--fit", FITS, help="How training made an image square: crop, pad or stretch."),
     ] = "crop",
     background: options.Background = "white",
     flip: Annotated[
@@ -78,8 +79,6 @@ def neighbors(
     a third as far away as its second nearest.
     """
     console = Console("neighbors", as_json, quiet, preview)
-    if fit not in ("crop", "pad", "stretch"):
-        raise UsageError(f"--fit {fit} is not crop, pad or stretch")
     if (*samples, *data).count("-") > 1:
         raise UsageError("-: stdin can be read only once", "Write one of the lists to a file.")
     target = pick_target(output, "neighbors.png", _SUFFIXES, console, force)

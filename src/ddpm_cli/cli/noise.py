@@ -11,6 +11,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.output import check_scale, deliver, pick_target, read_input
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import FORMATS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +48,7 @@ def noise(
     ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", metavar="NAME", help="png to look at, or safetensors: exact, for ddpm denoise-trace."),
+        options.named("--format", FORMATS, help="png to look at, or safetensors: exact, for ddpm denoise-trace."),
     ] = "png",
     background: options.Background = "white",
     scale: options.Scale = None,
@@ -67,8 +68,6 @@ def noise(
     ts = options.parse_ts(t)
     schedule = ScheduleConfig()
     T = schedule.num_train_timesteps
-    if form not in ("png", "safetensors"):
-        raise UsageError(f"--format {form} is neither png nor safetensors")
     if max(ts) > T:
         raise UsageError(f"--t {max(ts)}: the last step of the schedule is t={T}, pure noise")
     if form == "safetensors" and len(ts) > 1:

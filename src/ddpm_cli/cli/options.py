@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
 
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import PRECISIONS, SAMPLERS, SPACINGS, WEIGHTS, check_name
 
 __all__ = [
     "Background",
@@ -27,6 +29,8 @@ __all__ = [
     "Spacing",
     "Updates",
     "Weights",
+    "complete_models",
+    "named",
     "parse_age",
     "parse_bool",
     "parse_channels",
@@ -102,6 +106,28 @@ def parse_channels(text: str) -> int:
 
 
 _GREATEST_SCALE = 32
+
+
+def named(flag: str, names: Collection[str], **settings: Any) -> Any:
+    """An option that takes one of several names.
+
+    Any other name is a UsageError before the command begins, with the nearest name as advice. Shells complete them.
+    """
+
+    def parse(name: str) -> str:
+        check_name(flag, name, names)
+        return name
+
+    return typer.Option(flag, metavar="NAME", parser=parse, autocompletion=lambda: list(names), **settings)
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Runs, checkpoints and model directories, for the completion of a shell."""
+    from ddpm_cli.models.nearby import completions
+
+    return completions(incomplete)
+
+
 _COMMON: dict[str, Any] = {"rich_help_panel": "Common options"}
 
 Device = Annotated[
@@ -110,15 +136,16 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         envvar="DDPM_DEVICE",
+        autocompletion=lambda: ["auto", "cpu", "cuda", "mps"],
         help="auto, cpu, cuda, cuda:N or mps. auto takes cuda if there is one, else mps, else cpu.",
         **_COMMON,
     ),
 ]
 Precision = Annotated[
     str,
-    typer.Option(
+    named(
         "--precision",
-        metavar="NAME",
+        PRECISIONS,
         help="auto, fp32 or bf16. auto takes bf16 if the hardware is faster with it.",
         **_COMMON,
     ),
@@ -139,14 +166,15 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         envvar="DDPM_MODEL",
+        autocompletion=complete_models,
         help=f"{ADDRESS} Default: the newest run in ./runs.",
     ),
 ]
 Weights = Annotated[
     str,
-    typer.Option(
+    named(
         "--weights",
-        metavar="NAME",
+        WEIGHTS,
         help="ema: the moving average of the weights. raw: the trained weights themselves; only checkpoints have them.",
     ),
 ]
@@ -154,9 +182,9 @@ _SAMPLING: dict[str, Any] = {"rich_help_panel": "Sampling"}
 
 Sampler = Annotated[
     str | None,
-    typer.Option(
+    named(
         "--sampler",
-        metavar="NAME",
+        SAMPLERS,
         help="dpm++, ddim, langevin, or ddpm: all steps, as in the paper. Default: dpm++ in 20 steps.",
         **_SAMPLING,
     ),
@@ -173,9 +201,9 @@ SamplerSteps = Annotated[
 ]
 Spacing = Annotated[
     str | None,
-    typer.Option(
+    named(
         "--spacing",
-        metavar="NAME",
+        SPACINGS,
         help="How the steps are spread: uniform, quadratic or logsnr. Default: the sampler's, by image size.",
         **_SAMPLING,
     ),

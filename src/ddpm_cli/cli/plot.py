@@ -25,7 +25,12 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def plot(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run of ddpm train. Default: the newest run in ./runs.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            autocompletion=options.complete_models,
+            help="A run of ddpm train. Default: the newest run in ./runs.",
+        ),
     ] = None,
     output: Annotated[
         str | None,

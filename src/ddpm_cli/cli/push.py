@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import ModelError, UsageError
 from ddpm_cli.hub_address import NAME, path_of
+from ddpm_cli.models.nearby import did_you_mean
 from ddpm_cli.text import in_bytes, printable
 
 __all__ = ["EXAMPLES", "push"]
@@ -25,7 +27,12 @@ Examples:
 
 def push(
     model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run, whose newest checkpoint is sent, or a model directory.")
+        str,
+        typer.Argument(
+            metavar="RUN",
+            autocompletion=options.complete_models,
+            help="A run, whose newest checkpoint is sent, or a model directory.",
+        ),
     ],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hugging Face Hub.")],
     private: Annotated[
@@ -52,7 +59,10 @@ def push(
     if not re.fullmatch(NAME, repository):
         raise UsageError(f"{repository}: not the name of a repository on the Hub", "Write org/name or user/name.")
     if not path_of(model).exists():
-        raise ModelError(f"{model}: no such file or directory", "Give a run or a model directory on this machine.")
+        near = did_you_mean(model, Path("runs"))
+        raise ModelError(
+            f"{model}: no such file or directory", near or "Give a run or a model directory on this machine."
+        )
     if not yes and (quiet or not sys.stdin.isatty()):
         raise UsageError(
             "cannot ask before sending, with --quiet or without a terminal", "Add --yes to send without asking."

@@ -22,7 +22,12 @@ Examples:
 
 def report(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run of ddpm train. Default: the newest run in ./runs.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            autocompletion=options.complete_models,
+            help="A run of ddpm train. Default: the newest run in ./runs.",
+        ),
     ] = None,
     output: Annotated[
         str | None,

@@ -76,7 +76,7 @@ def denoise_trace(
     ] = None,
     show: Annotated[
         str,
-        typer.Option("--show", metavar="NAME", help="xt: the states. x0: the clean image predicted from each. both."),
+        options.named("--show", _ROWS, help="xt: the states. x0: the clean image predicted from each. both."),
     ] = "both",
     output: Annotated[
         str | None,
@@ -112,8 +112,6 @@ def denoise_trace(
     --share-from shows how much of an image is decided at t.
     """
     console = Console("denoise-trace", as_json, quiet, preview)
-    if show not in _ROWS:
-        raise UsageError(f"--show {show} is not one of {', '.join(_ROWS)}")
     ts = _shared_ts(share_from, output, t, frames, show) if share_from is not None else None
     target = pick_target(output, "trace.png", _SUFFIXES, console, force, folders=True)
     check_scale(scale, target)

@@ -9,6 +9,7 @@ import typer
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
+from ddpm_cli.names import FITS, LOSSES, PREDICTIONS, SCHEDULES, VARIANCES
 from ddpm_cli.training.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--preset",
-            metavar="NAME",
+            ("auto", *PRESETS),
             help=f"{', '.join(PRESETS)} or auto. auto takes tiny without a GPU, else the preset for the image size.",
         ),
     ] = None,
@@ -83,6 +84,7 @@ def train(
         typer.Option(
             "--from",
             metavar="MODEL",
+            autocompletion=options.complete_models,
             help="Fine-tune a model: a run, a model directory, or org/name on the Hugging Face Hub.",
         ),
     ] = None,
@@ -107,9 +109,7 @@ def train(
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(
-            "--fit", metavar="NAME", help="How to make an image square: crop (default), pad or stretch.", **_IMAGES
-        ),
+        options.named("--fit", FITS, help="How to make an image square: crop (default), pad or stretch.", **_IMAGES),
     ] = None,
     background: Annotated[
         str | None,
@@ -158,9 +158,9 @@ def train(
     ] = None,
     prediction: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--prediction",
-            metavar="NAME",
+            PREDICTIONS,
             help="What the network predicts: epsilon (the noise), sample (x_0), v, or mean (of x_{t-1}). "
             "Default: the preset's.",
             **_OBJECTIVE,
@@ -168,9 +168,9 @@ def train(
     ] = None,
     loss: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--loss",
-            metavar="NAME",
+            LOSSES,
             help="simple (Eq. 14), vlb (the bound, Eq. 5) or hybrid (simple, and the bound for the variance). "
             "Default: simple; hybrid if the variance is learned.",
             **_OBJECTIVE,
@@ -178,18 +178,18 @@ def train(
     ] = None,
     variance: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--variance",
-            metavar="NAME",
+            VARIANCES,
             help="Of the reverse process: fixed-large, fixed-small, learned or learned-range. Default: the preset's.",
             **_OBJECTIVE,
         ),
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
+        options.named(
             "--schedule",
-            metavar="NAME",
+            SCHEDULES,
             help="The noise schedule: linear (default), cosine, quad, sigmoid, const, jsd, or learned with the "
             "network.",
             **_OBJECTIVE,

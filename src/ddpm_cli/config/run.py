@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from ddpm_cli.config.model import ImageSize, ScheduleConfig, UNetConfig, require_match
 from ddpm_cli.config.strict import Check, Count, Positive, Strict, at_least, between, one_of
 from ddpm_cli.errors import ModelError
+from ddpm_cli.names import FITS, LOSSES
 
 __all__ = ["DataConfig", "RunConfig", "TrainConfig"]
 
@@ -33,7 +34,7 @@ class DataConfig(Strict):
     images: str | tuple[str, ...]  # folders or files, absolute, or addresses of data sets on the Hub
     size: ImageSize
     channels: Annotated[int, one_of(1, 3)]  # gray or RGB
-    fit: Annotated[str, one_of("crop", "pad", "stretch")] = "crop"  # how an image that is not square becomes square
+    fit: Annotated[str, one_of(*FITS)] = "crop"  # how an image that is not square becomes square
     background: Annotated[str, Check(_is_colour, "a colour")] = "white"  # behind transparency, and around fit=pad
     flip: bool = True  # mirror half of the images at random
     holdout: Annotated[float, _FRACTION] = 0.0  # of the images that are never trained on, see data/split.py
@@ -46,7 +47,7 @@ class TrainConfig(Strict):
     steps: Count  # total, also of a resumed run
     batch_size: Count
     lr: Positive  # of Adam, after the warm-up
-    loss: Annotated[str, one_of("simple", "vlb", "hybrid")] = "simple"  # see `training_loss`
+    loss: Annotated[str, one_of(*LOSSES)] = "simple"  # see `training_loss`
     learn_betas: bool = False  # whether the betas are trained too; the schedule has those that it starts with
     accumulate: Count = 1  # parts of each batch, for gradient accumulation
     lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.errors import ModelError, UsageError
 from ddpm_cli.models.pretrained import fit_weights, read_weights
+from ddpm_cli.names import check_name
 from ddpm_cli.nn.unet import UNet, timestep_embedding
 from ddpm_cli.text import printable
 
@@ -252,8 +253,7 @@ def _from_improved_diffusion(tensors: Mapping[str, Tensor], flags: Flags) -> Con
 
 def _openai_schedule(flags: Flags, T: int, learned: bool) -> ScheduleConfig:
     """Their linear schedule keeps its shape with other T; cosine is Eq. 17 of Nichol and Dhariwal 2021."""
-    if flags.noise_schedule not in ("linear", "cosine"):
-        raise UsageError(f"--noise-schedule {flags.noise_schedule} is neither linear nor cosine")
+    check_name("--noise-schedule", flags.noise_schedule or "", ("linear", "cosine"))
     variance = "learned_range" if learned else "fixed_small" if flags.sigma_small else "fixed_large"
     prediction = "sample" if flags.predict_xstart else "epsilon"
     if flags.noise_schedule == "cosine":

@@ -11,6 +11,7 @@ from pathlib import Path
 from ddpm_cli.errors import ModelError
 from ddpm_cli.hub_address import parse_name, parse_url, path_of
 from ddpm_cli.models.card import CARD
+from ddpm_cli.models.nearby import did_you_mean
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
 from ddpm_cli.models.recipe import RECIPE
 from ddpm_cli.models.runs import checkpoints, newest_run
@@ -66,11 +67,14 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
     path = path_of(address)
     if path.exists():
         return _on_disk(path)
-    if found := parse_name(address):
-        return _from_hub(*found, quiet, weights)
+    try:
+        if found := parse_name(address):
+            return _from_hub(*found, quiet, weights)
+    except ModelError as error:  # runs/cats looks like a name on the Hub
+        raise ModelError(error.message, did_you_mean(address, runs, error.hint)) from error
     raise ModelError(
         f"{address}: no such file or directory, and not a name on the Hub",
-        "Give a model directory, a run, or org/name[@revision] on the Hugging Face Hub.",
+        did_you_mean(address, runs) or "Give a model directory, a run, or org/name[@revision] on the Hugging Face Hub.",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_cli.data.plots import Chart
 from ddpm_cli.errors import DataError
 from ddpm_cli.files import read_bytes
+from ddpm_cli.models.nearby import did_you_mean
 from ddpm_cli.run_folder import METRICS
 from ddpm_cli.training.metrics import read_line
 
@@ -22,7 +23,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         if not run.exists():
-            raise DataError(f"{run}: no such folder", "Give the folder of a run of ddpm train.") from None
+            near = did_you_mean(str(run), Path("runs"))
+            raise DataError(f"{run}: no such folder", near or "Give the folder of a run of ddpm train.") from None
         raise DataError(f"{run}: not a run of ddpm train (it has no metrics.jsonl)") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

@@ -11,31 +11,23 @@ from typing import Any
 
 from ddpm_cli.config import LARGEST_BETA, ScheduleConfig, jsd_betas
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import LOSSES, PREDICTIONS, SCHEDULES, VARIANCES, check_name
 
 __all__ = ["OPTIONS", "check_names", "contradictions", "loss_for", "named", "schedule_for"]
 
 # Of a request, besides `loss`. timesteps: T. beta_start, beta_end: of the schedules between two betas.
 OPTIONS = ("prediction", "variance", "schedule", "timesteps", "beta_start", "beta_end")
 
-_PREDICTIONS = {"epsilon": "epsilon", "mean": "mean", "sample": "sample", "v": "v_prediction"}
-_VARIANCES = {
-    "fixed-large": "fixed_large",
-    "fixed-small": "fixed_small",
-    "learned": "learned_log",
-    "learned-range": "learned_range",
-}
 _BETWEEN = {"linear": "linear", "quad": "scaled_linear", "sigmoid": "sigmoid"}  # schedules from beta_start to beta_end
-_SCHEDULES = ("linear", "cosine", "quad", "sigmoid", "const", "jsd", "learned")
-_LOSSES = ("simple", "vlb", "hybrid")
 _BETAS = (1e-4, 0.02)  # of the paper, for 1000 steps
 
 
 def check_names(asked: Mapping[str, Any], loss: str | None) -> None:
     """Raises UsageError for a value that is not a name of its option. asked: `OPTIONS` by name."""
-    known = {"prediction": _PREDICTIONS, "variance": _VARIANCES, "schedule": _SCHEDULES, "loss": _LOSSES}
+    known = {"prediction": PREDICTIONS, "variance": VARIANCES, "schedule": SCHEDULES, "loss": LOSSES}
     for option, value in {**asked, "loss": loss}.items():
-        if option in known and value is not None and value not in known[option]:
-            raise UsageError(f"--{option} {value} is not one of {', '.join(known[option])}")
+        if option in known and value is not None:
+            check_name(f"--{option}", value, known[option])
 
 
 def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleConfig:
@@ -48,8 +40,8 @@ def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleCo
     config = replace(
         preset,
         num_train_timesteps=asked.get("timesteps", preset.num_train_timesteps),
-        prediction_type=_PREDICTIONS.get(asked.get("prediction", ""), preset.prediction_type),
-        variance_type=_VARIANCES.get(asked.get("variance", ""), preset.variance_type),
+        prediction_type=PREDICTIONS.get(asked.get("prediction", ""), preset.prediction_type),
+        variance_type=VARIANCES.get(asked.get("variance", ""), preset.variance_type),
     )
     name, T = asked.get("schedule", "linear"), config.num_train_timesteps
     takes = {"const": ("beta_end",), "cosine": (), "jsd": (), "learned": ()}.get(name, ("beta_start", "beta_end"))
@@ -108,9 +100,9 @@ def named(config: ScheduleConfig) -> dict[str, Any]:
     name = config.schedule_name
     between = name in _BETWEEN
     return {
-        "prediction": _name(_PREDICTIONS, config.prediction_type),
+        "prediction": _name(PREDICTIONS, config.prediction_type),
         # diffusers' `learned` is the variance itself. Both are a learned diagonal.
-        "variance": "learned" if config.variance_type == "learned" else _name(_VARIANCES, config.variance_type),
+        "variance": "learned" if config.variance_type == "learned" else _name(VARIANCES, config.variance_type),
         "schedule": name,
         "timesteps": config.num_train_timesteps,
         "beta_start": config.beta_start if between else None,

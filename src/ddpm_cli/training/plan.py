@@ -11,6 +11,7 @@ from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig, 
 from ddpm_cli.data.survey import Survey
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError, UsageError
+from ddpm_cli.names import check_name
 from ddpm_cli.training.objective import contradictions, loss_for, schedule_for
 from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset
 
@@ -29,8 +30,7 @@ def _pick_preset(name: str, size: int, on_gpu: bool) -> tuple[str, Preset]:
     if name == "auto":
         fitting = (n for n, p in PRESETS.items() if p.size and size <= p.size)
         name = next(fitting, "256") if on_gpu else "tiny"
-    if name not in PRESETS:
-        raise UsageError(f"--preset {name} is not a preset", f"Choose from auto, {', '.join(PRESETS)}.")
+    check_name("--preset", name, ("auto", *PRESETS))
     return name, PRESETS[name]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ddpm_cli.data import images
 from ddpm_cli.errors import UsageError
+from ddpm_cli.names import FITS, check_name
 from ddpm_cli.training.objective import check_names
 
 __all__ = ["Request"]
@@ -40,8 +41,7 @@ class Request:
 
     def check(self) -> None:
         """Raises UsageError for values that are not valid."""
-        if self.data.get("fit", "crop") not in ("crop", "pad", "stretch"):
-            raise UsageError(f"--fit {self.data['fit']} is not crop, pad or stretch")
+        check_name("--fit", self.data.get("fit", "crop"), FITS)
         if not 0 < self.train.get("lr", 1.0) < math.inf:
             raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
         if not 0 <= self.data.get("holdout", 0.0) < 1:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.names import SPACINGS
 
 __all__ = ["SPACINGS", "spaced"]
-
-SPACINGS = ("uniform", "quadratic", "logsnr")
 
 # Below this log(alpha / sigma), x_t is noise and the predicted x_0 hardly changes. Schedules such as the cosine one go
 # far below it; without a limit, half of the steps would be there. The linear one ends at -5.06.
