@@ -91,6 +91,8 @@ def test_zsh_and_fish():
     assert complete("ddpm train i", "zsh").stdout == "_files\n"
     assert complete("ddpm sample --sampler dd", "fish").stdout == "ddpm\nddim\n"
     assert complete("ddpm samp", "fish").stdout == "sample\tSample new images from a model.\n"
+    options = complete("ddpm sample --s", "fish").stdout.splitlines()  # with texts of several lines in a help
+    assert [line.split("\t")[0] for line in options] == ["--sampler", "--steps", "--spacing", "--scale", "--seed"]
 
 
 @pytest.mark.parametrize("line", ["ddpm ", "ddpm train . --preset ", "ddpm sample -m ", "ddpm eval --metrics "])

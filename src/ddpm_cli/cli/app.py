@@ -121,6 +121,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if args is None else args
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # photographs often exceed it
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    if "_DDPM_COMPLETE" in os.environ:
+        os.environ["COLUMNS"] = "1000"  # fish takes each line of an option's help for a completion
     try:
         if command:
             code = build(command)(args=arguments[1:], prog_name=f"ddpm {command}", standalone_mode=False)
