@@ -55,7 +55,6 @@ def _runs(tmp_path):
         ("ddpm sample --sp", ["--spacing"]),
         ("ddpm train . --no-", ["--no-flip"]),
         ("ddpm sample --sampler ", list(names.SAMPLERS)),
-        ("ddpm sample --sampler=dd", ["ddpm", "ddim"]),
         ("ddpm denoise-trace --spacing q", ["quadratic"]),
         ("ddpm train . --preset ", ["auto", *PRESETS]),
         ("ddpm train . --fit ", list(names.FITS)),

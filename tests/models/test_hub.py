@@ -311,6 +311,16 @@ def test_folders(small_model, tmp_path, monkeypatch):
             hub.resolve(address)
 
 
+def test_a_mistyped_run_that_looks_like_a_name_on_the_hub(server, finished_run, tmp_path):
+    """The Hub is asked first, and the nearest run comes before its advice."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "cats").symlink_to(finished_run)
+    assert refusal("runs/cast") == (
+        "runs/cast: neither a directory here nor a public model on the Hugging Face Hub / "
+        "Did you mean runs/cats? Check the spelling; for a private model: hf auth login"
+    )
+
+
 def test_a_folder_of_runs_gives_a_hint(finished_run, small_model):
     assert hub.resolve(str(finished_run / "checkpoints")).folder.name == "step-00000004"
     assert f"Did you mean {finished_run}?" in refusal(str(finished_run.parent))
