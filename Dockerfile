@@ -1,7 +1,11 @@
 # ddpm for machines with NVIDIA GPUs and the NVIDIA Container Toolkit. PyPI's PyTorch for Linux brings CUDA.
 #
 #     docker build -t ddpm .
-#     docker run --rm --init --gpus all --ipc host -v "$PWD:/work" ddpm train images
+#     docker run --rm -it --init --gpus all -v "$PWD:/work" ddpm train images
+#     docker run --rm --init --gpus all --ipc host -v "$PWD:/work" --entrypoint torchrun ddpm \
+#         --nproc-per-node gpu -m ddpm_cli train images --resume
+#
+# Not built yet. docker stop -t 120 leaves a run the time to save a checkpoint.
 FROM python:3.13-slim
 
 WORKDIR /src

@@ -1,6 +1,11 @@
 """Help, wrong usage, and failures of any command."""
 
+import io
+import sys
+
 import pytest
+
+from ddpm_cli.cli.console import _stderr
 
 
 @pytest.mark.parametrize(
@@ -64,3 +69,14 @@ def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypa
     monkeypatch.setenv("DDPM_DEBUG", "1")
     with pytest.raises(OSError, match="cache"):
         cli("train", digits)
+
+
+def test_a_console_outlives_its_stderr(monkeypatch):
+    """Python 3.13 and newer report errors of a file that is collected, and a program may have closed stderr."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, write_through=True))
+    file = _stderr().file
+    file.write("a note")
+    assert written.getvalue() == b"a note"
+    sys.stderr.close()
+    file.close()  # what the collection of garbage does

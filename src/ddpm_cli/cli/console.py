@@ -44,6 +44,9 @@ class _Stderr(io.TextIOBase):
         with self._forgiving():
             self._file.flush()
 
+    def close(self) -> None:
+        """Leave sys.stderr as it is, which may be closed already when this object is collected."""
+
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
         try:

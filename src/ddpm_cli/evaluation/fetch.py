@@ -49,8 +49,7 @@ def fetch(file: Published, folder: Path, instead: str, progress: OnProgress = si
             os.utime(path)  # its last use
         return path
     except (OSError, http.client.HTTPException) as error:  # URLError, of the network, is an OSError
-        why = f"the server answered {error.code}" if isinstance(error, HTTPError) else str(reason(error) or error)
-        raise ModelError(f"{file.url}: cannot be downloaded to {folder} ({why})", instead) from None
+        raise ModelError(f"{file.url}: cannot be downloaded to {folder} ({reason(error) or error})", instead) from None
 
 
 def _download(file: Published, path: Path, progress: OnProgress) -> None:
@@ -59,7 +58,12 @@ def _download(file: Published, path: Path, progress: OnProgress) -> None:
     there = partial.stat().st_size if partial.exists() else 0
     if there < file.bytes:
         request = Request(file.url, headers={"Range": f"bytes={there}-"} if there else {})
-        with urlopen(request, timeout=_TIMEOUT) as answer:
+        try:
+            answer = urlopen(request, timeout=_TIMEOUT)
+        except HTTPError as error:
+            with error:  # it is an answer as well, and holds a connection
+                raise OSError(f"the server answered {error.code}") from None
+        with answer:
             there = there if answer.status == 206 else 0  # 200: the server sends all of it
             with partial.open("ab" if there else "wb") as out:
                 while there <= file.bytes and (block := answer.read(_BLOCK)):
