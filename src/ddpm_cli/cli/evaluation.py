@@ -221,15 +221,14 @@ class Evaluation:
     def _bound(self, model: DDPM, sets: Sequence[Images], folder: Path) -> None:
         """Measure bits per dimension, and write its terms as a table and as a picture."""
         request = self.request
-        T = model.schedule.T
-        n, terms = request.n or _COUNT, min(request.terms or T, T)
+        T, n, size = model.schedule.T, request.n or _COUNT, self.world.size
         found: dict[str, bounds.Bound] = {}
         for images in sets:
-            total = min(n, len(images.pixels)) * terms
-            with self.console.bar(f"bits/dim ({images.name}), images x terms", total) as update:
+            with self.console.bar(f"bits/dim ({images.name}), images x terms", None) as update:
                 bound = bound_of(
                     *(model, images, folder, n, request.terms, request.seed, request.batch_size, self.world),
-                    progress=lambda done: update(min(total, done * self.world.size)),  # noqa: B023  called at once
+                    # The other processes have as much to do.
+                    progress=lambda done, total: update(done * size, total=total * size),
                 )
             if bound:
                 found[images.name] = bound
