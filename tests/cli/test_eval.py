@@ -230,6 +230,28 @@ def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_mo
         assert not Path("eval").exists()
 
 
+def test_samples_that_were_made_otherwise_are_found_before_the_bound(evaluate, cli, small_model, digits, extractor):
+    options = ("eval", small_model, "--data", digits, "--features", extractor, "-n", 33, "--steps", 2)
+    evaluate(*options[1:], "--metrics", "fid")
+    code, _, err = cli(*options, "--seed", 1)
+    assert (code, "holds samples that were made differently: seed 0, not 1" in err) == (1, True)
+    [folder] = Path("eval").iterdir()
+    assert not (folder / "bound").exists()
+
+
+def test_a_damaged_sample_is_named_and_drawn_again(evaluate, cli, small_model, digits, extractor):
+    options = (small_model, "--data", digits, "--features", extractor, "-n", 33, "--steps", 2, "--metrics", "fid")
+    right, _ = evaluate(*options)
+    [folder] = Path("eval").iterdir()
+    path = folder / "samples" / "000003.png"
+    path.write_bytes(path.read_bytes()[:50])
+    shutil.rmtree(folder / "features")
+    code, _, err = cli("eval", *options)
+    assert (code, str(path) in err, "Remove it, and it is drawn again." in err) == (1, True, True)
+    path.unlink()
+    assert evaluate(*options)[0] == right
+
+
 def test_statistics_have_all_metrics_that_are_possible(evaluate, small_model, extractor):
     """Without --metrics: no bits/dim, which need images, and no error."""
     np.savez("field.npz", mu=np.zeros(4), sigma=np.eye(4))
