@@ -292,15 +292,28 @@ def test_every_kind_of_model_has_a_bound(evaluate, tmp_path, digits):
 
     from conftest import SMALL
 
-    for kind in ("epsilon", "sample", "v_prediction"):
-        for variance in ("fixed_small", "fixed_large", "learned_range"):
-            schedule = ScheduleConfig(10, prediction_type=kind, variance_type=variance)
-            config = replace(SMALL, out_channels=2 if variance == "learned_range" else 1)
-            model = write_model(tmp_path / kind / variance, config, schedule)
-            found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "-o", f"{kind}-{variance}")
-            [result] = found.values()
-            assert result["value"] > 0
-            assert "all 10 terms of 3 images" in result["how"]
+    kinds = ("epsilon", "sample", "v_prediction", "mean")
+    variances = ("fixed_small", "learned_range", "learned_log")
+    for kind, variance in [*((kind, "fixed_large") for kind in kinds), *(("epsilon", other) for other in variances)]:
+        schedule = ScheduleConfig(10, prediction_type=kind, variance_type=variance)
+        config = replace(SMALL, out_channels=2 if variance.startswith("learned") else 1)
+        model = write_model(tmp_path / kind / variance, config, schedule)
+        found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "-o", f"{kind}-{variance}")
+        [result] = found.values()
+        assert result["value"] > 0
+        assert "all 10 terms of 3 images" in result["how"]
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_models_of_one_and_of_two_steps(evaluate, tmp_path, digits, T):
+    from conftest import SMALL
+
+    model = write_model(tmp_path / "model", SMALL, ScheduleConfig(T))
+    found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "--terms", 2)
+    [result] = found.values()
+    assert (result["terms"], result["steps"]) == (T, T)
+    assert result["rate"] + result["distortion"] == pytest.approx(result["value"])
+    assert (result["rate"] > result["prior"]) == (T > 1)
 
 
 def test_another_model_does_not_replace_results(evaluate, cli, run, small_model, digits):
