@@ -230,6 +230,28 @@ def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_mo
         assert not Path("eval").exists()
 
 
+def test_samples_that_were_made_otherwise_are_found_before_the_bound(evaluate, cli, small_model, digits, extractor):
+    options = ("eval", small_model, "--data", digits, "--features", extractor, "-n", 33, "--steps", 2)
+    evaluate(*options[1:], "--metrics", "fid")
+    code, _, err = cli(*options, "--seed", 1)
+    assert (code, "holds samples that were made differently: seed 0, not 1" in err) == (1, True)
+    [folder] = Path("eval").iterdir()
+    assert not (folder / "bound").exists()
+
+
+def test_a_damaged_sample_is_named_and_drawn_again(evaluate, cli, small_model, digits, extractor):
+    options = (small_model, "--data", digits, "--features", extractor, "-n", 33, "--steps", 2, "--metrics", "fid")
+    right, _ = evaluate(*options)
+    [folder] = Path("eval").iterdir()
+    path = folder / "samples" / "000003.png"
+    path.write_bytes(path.read_bytes()[:50])
+    shutil.rmtree(folder / "features")
+    code, _, err = cli("eval", *options)
+    assert (code, str(path) in err, "Remove it, and it is drawn again." in err) == (1, True, True)
+    path.unlink()
+    assert evaluate(*options)[0] == right
+
+
 def test_statistics_have_all_metrics_that_are_possible(evaluate, small_model, extractor):
     """Without --metrics: no bits/dim, which need images, and no error."""
     np.savez("field.npz", mu=np.zeros(4), sigma=np.eye(4))
@@ -270,15 +292,28 @@ def test_every_kind_of_model_has_a_bound(evaluate, tmp_path, digits):
 
     from conftest import SMALL
 
-    for kind in ("epsilon", "sample", "v_prediction"):
-        for variance in ("fixed_small", "fixed_large", "learned_range"):
-            schedule = ScheduleConfig(10, prediction_type=kind, variance_type=variance)
-            config = replace(SMALL, out_channels=2 if variance == "learned_range" else 1)
-            model = write_model(tmp_path / kind / variance, config, schedule)
-            found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "-o", f"{kind}-{variance}")
-            [result] = found.values()
-            assert result["value"] > 0
-            assert "all 10 terms of 3 images" in result["how"]
+    kinds = ("epsilon", "sample", "v_prediction", "mean")
+    variances = ("fixed_small", "learned_range", "learned_log")
+    for kind, variance in [*((kind, "fixed_large") for kind in kinds), *(("epsilon", other) for other in variances)]:
+        schedule = ScheduleConfig(10, prediction_type=kind, variance_type=variance)
+        config = replace(SMALL, out_channels=2 if variance.startswith("learned") else 1)
+        model = write_model(tmp_path / kind / variance, config, schedule)
+        found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "-o", f"{kind}-{variance}")
+        [result] = found.values()
+        assert result["value"] > 0
+        assert "all 10 terms of 3 images" in result["how"]
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_models_of_one_and_of_two_steps(evaluate, tmp_path, digits, T):
+    from conftest import SMALL
+
+    model = write_model(tmp_path / "model", SMALL, ScheduleConfig(T))
+    found, _ = evaluate(model, "--data", digits, "--metrics", "bpd", "-n", 3, "--terms", 2)
+    [result] = found.values()
+    assert (result["terms"], result["steps"]) == (T, T)
+    assert result["rate"] + result["distortion"] == pytest.approx(result["value"])
+    assert (result["rate"] > result["prior"]) == (T > 1)
 
 
 def test_another_model_does_not_replace_results(evaluate, cli, run, small_model, digits):

@@ -1,11 +1,14 @@
 """What is measured in parts: parts of other settings are never used, and those of the same ones always."""
 
+import itertools
+
 import pytest
 import torch
 
 from ddpm_cli import DDPM
-from ddpm_cli.evaluation import evaluate
-from ddpm_cli.evaluation.evaluate import Images, bound_of
+from ddpm_cli.evaluation import evaluate, features
+from ddpm_cli.evaluation.evaluate import Images, bound_of, bound_result, features_in_parts, spread
+from ddpm_cli.evaluation.extractors import Extractor
 
 
 class InMemory:
@@ -30,9 +33,12 @@ def measured(small_model, tmp_path):
     images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
     def call(n=4, pixels=None, **settings):
-        done = [0]
+        done = [(0, 0)]
         chosen = Images("images", pixels or InMemory(images))
-        return bound_of(model, chosen, tmp_path, n, progress=done.append, **settings), done[-1]
+        bound = bound_of(model, chosen, tmp_path, n, progress=lambda *now: done.append(now), **settings)
+        computed, total = done[-1]
+        assert computed == total
+        return bound, computed
 
     return call
 
@@ -45,9 +51,41 @@ def test_a_sample_of_terms_continues_after_a_pilot_that_rounds_otherwise(measure
     again, done = measured(terms=3)
     assert done == 0
     assert again.each.equal(first.each)
-    more, done = measured(n=8, terms=3)
-    assert done == 4 * 3
-    assert more.each[::2].equal(first.each)
+    more, done = measured(n=9, terms=3)
+    assert done == 5 * 3
+    both = torch.isin(more.numbers, first.numbers)
+    assert more.each[both].equal(first.each)
+
+
+def test_one_image_has_no_interval_in_words(measured):
+    (one, _), (two, _) = measured(n=1), measured(n=2)
+    assert "all 20 terms of 1 image: L_T" in bound_result(one, "images", 20)["how"]
+    assert "all 20 terms of 2 images, 95 % interval " in bound_result(two, "images", 20)["how"]
+
+
+def test_a_limited_number_of_features_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "KEPT", 10)
+    images = torch.randint(0, 256, (37, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    means = Extractor(
+        lambda x: (x.float().mean((2, 3)), x[:, 0, 0].float()), tmp_path, "a", torch.device("cpu"), "means"
+    )
+    found = features_in_parts(means, Images("images", InMemory(images)), 37, tmp_path, batch_size=5)
+    assert len(found.features) == len(found.logits) == 10
+    assert found.statistics.count == 37
+    torch.testing.assert_close(found.statistics.mu, images.double().mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 64, 1000])
+def test_images_are_spread_and_those_of_fewer_are_among_them(total):
+    before: set[int] = set()
+    for n in range(1, total + 2):
+        now = spread(n, total)
+        assert list(now) == sorted(now)
+        assert before <= set(now) <= set(range(total))
+        assert len(set(now)) == min(n, total)
+        before = set(now)
+        places = [0, *now, total]
+        assert max(b - a for a, b in itertools.pairwise(places)) <= 4 * total / n + 1
 
 
 def test_parts_of_other_settings_are_not_used(measured):

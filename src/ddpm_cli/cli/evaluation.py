@@ -24,6 +24,7 @@ from ddpm_cli.data.images import check_background
 from ddpm_cli.data.pack import Pack
 from ddpm_cli.data.sources import name_of
 from ddpm_cli.data.split import open_part
+from ddpm_cli.diffusion.samplers import Sampling
 from ddpm_cli.distributed import World
 from ddpm_cli.errors import DataError, DDPMError, LockedError, UsageError
 from ddpm_cli.evaluation import bound as bounds
@@ -37,13 +38,14 @@ from ddpm_cli.files import LOCK, lock, read_config, write_file
 from ddpm_cli.models.ddpm import DDPM
 from ddpm_cli.models.hub import Located
 from ddpm_cli.models.results import default_folder, in_words, require_results_of, write_results
-from ddpm_cli.models.sample_folder import Drawn
+from ddpm_cli.models.sample_folder import Drawn, made_with, require_made_with
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG, is_run
 from ddpm_cli.training.checkpoint import trained_on
 
 __all__ = ["Evaluation", "Request"]
 
 _COUNT = 50_000  # samples, as the field has it
+_SAMPLES = "samples"  # their folder in that of the evaluation
 _OF_FEATURES = ("fid", "kid", "is", "pr")
 
 
@@ -120,12 +122,13 @@ class Evaluation:
         if extractor:  # what is wrong with it is found before anything is measured
             reference, against = self._reference(extractor, exact.shape, n, sets[0] if sets else statistics)
         folder = self._opened(output or default_folder(located.folder, located.name, weights), fingerprint)
+        drawing = self._plan(located, device, precision, weights, sampling, folder) if extractor else None
         about = {"version": __version__, "weights": weights}
         if request.wants("bpd") and sets:
             self._bound(exact, sets, folder)
             self._write(folder, fingerprint, about)
-        if extractor and reference:
-            drawn, how = self._draw(located, device, precision, weights, sampling, folder)
+        if extractor and reference and drawing:
+            drawn, how = self._draw(*drawing, n, weights, folder)
             self._compare(extractor, drawn, n, reference, f"{how} against {against}", folder)
         self._finish(folder, fingerprint, about)
 
@@ -221,15 +224,14 @@ class Evaluation:
     def _bound(self, model: DDPM, sets: Sequence[Images], folder: Path) -> None:
         """Measure bits per dimension, and write its terms as a table and as a picture."""
         request = self.request
-        T = model.schedule.T
-        n, terms = request.n or _COUNT, min(request.terms or T, T)
+        T, n, size = model.schedule.T, request.n or _COUNT, self.world.size
         found: dict[str, bounds.Bound] = {}
         for images in sets:
-            total = min(n, len(images.pixels)) * terms
-            with self.console.bar(f"bits/dim ({images.name}), images x terms", total) as update:
+            with self.console.bar(f"bits/dim ({images.name}), images x terms", None) as update:
                 bound = bound_of(
                     *(model, images, folder, n, request.terms, request.seed, request.batch_size, self.world),
-                    progress=lambda done: update(min(total, done * self.world.size)),  # noqa: B023  called at once
+                    # The other processes have as much to do.
+                    progress=lambda done, total: update(done * size, total=total * size),
                 )
             if bound:
                 found[images.name] = bound
@@ -239,16 +241,23 @@ class Evaluation:
             picture = plots.draw(bounds.charts(found), f"the bound by t, of {' and '.join(found)} images")
             write_file(folder / "bound.png", pictures.picture_bytes(picture), sync=False)
 
-    def _draw(
+    def _plan(
         self, located: Located, device: str, precision: str, weights: str, sampling: Mapping[str, Any], folder: Path
-    ) -> tuple[Images, str]:
-        """Draw the samples that are missing. Returns all of them, and how they were made."""
-        request, n = self.request, self.request.n or _COUNT
+    ) -> tuple[DDPM, Sampling]:
+        """The model that draws the samples, and how. Raises DDPMError if there are samples that were made otherwise."""
         quiet = Console("eval", as_json=False, quiet=True)
         model = open_model(quiet, located, device, precision, weights, self.world)
         plan = self.world.on_main(lambda: pick_sampling(model, **sampling))
+        if not self._force:
+            record = made_with(model, plan, self.request.seed)
+            self.world.on_main(lambda: require_made_with(folder / _SAMPLES, record))
+        return model, plan
+
+    def _draw(self, model: DDPM, plan: Sampling, n: int, weights: str, folder: Path) -> tuple[Images, str]:
+        """Draw the samples that are missing. Returns all of them, and how they were made."""
+        request = self.request
         note_sampling(self.console, model, plan)
-        place = folder / "samples"
+        place = folder / _SAMPLES
         draw_into(
             *(self.console, self.world, self._held, model, plan, place, n),
             seed=request.seed,

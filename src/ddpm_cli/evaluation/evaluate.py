@@ -22,7 +22,7 @@ from ddpm_cli.evaluation.bound import Bound, measure, merge
 from ddpm_cli.evaluation.comparison import described
 from ddpm_cli.evaluation.distances import frechet, inception_score, kid, precision_recall
 from ddpm_cli.evaluation.extractors import Extractor
-from ddpm_cli.evaluation.features import Features
+from ddpm_cli.evaluation.features import Features, is_kept
 from ddpm_cli.evaluation.moments import moments
 from ddpm_cli.evaluation.neighbors import Pixels
 from ddpm_cli.evaluation.parts import Part, any_part, complete, together
@@ -30,7 +30,7 @@ from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread_evenly", "stand_in"]
+__all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread", "stand_in"]
 
 _PILOT = 8  # images that decide which terms are computed
 _VERSION = 2  # of what is kept in the folder
@@ -43,9 +43,16 @@ class Images(NamedTuple):
     pixels: Pixels
 
 
-def spread_evenly(n: int, total: int) -> Sequence[int]:
-    """The numbers of n of so many images, ascending; all of them if there are no more than n."""
-    return range(total) if n >= total else [i * total // n for i in range(n)]
+def spread(n: int, total: int) -> Sequence[int]:
+    """The numbers of n of so many images, ascending and spread over all; all of them if there are no more than n.
+
+    Those of a smaller n are among them, so what was measured on these counts. They are the first in the order of their
+    binary digits in reverse (van der Corput): 0, a half, a quarter, three quarters, and so on.
+    """
+    if n >= total:
+        return range(total)
+    digits = (total - 1).bit_length()
+    return sorted(sorted(range(total), key=lambda i: f"{i:0{digits}b}"[::-1])[:n])
 
 
 def bound_of(
@@ -57,15 +64,16 @@ def bound_of(
     seed: int = 0,
     batch_size: int = 64,
     world: World | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bound | None:
-    """The variational bound (Eq. 5) of at most n of the images, evenly spread over them. None on all ranks but 0.
+    """The variational bound (Eq. 5) of at most n of the images, see `spread`. None on all ranks but 0.
 
     terms: how many of the T terms are computed for each image, see `term_sampling`; None for all. folder: where parts
-    are kept. progress: called with the number of images times terms that this process has done.
+    are kept. progress: called with the number of images times terms that this process has done, and the number of
+    those that were missing and are its share.
     """
     world = world or World()
-    numbers = spread_evenly(n, len(images.pixels))
+    numbers = spread(n, len(images.pixels))
     denoiser, T = model.denoiser, model.schedule.T
     few = terms if terms is not None and terms < T else None
     precision = str(model.unet.conv_in.weight.dtype)
@@ -75,13 +83,17 @@ def bound_of(
         """Those of the parts that exist: another number of threads rounds otherwise, and they would not fit."""
         if part := any_part(place):
             return part["chances"]
-        pilot = images.pixels[torch.tensor(spread_evenly(_PILOT, len(images.pixels)))]
+        pilot = images.pixels[torch.tensor(spread(_PILOT, len(images.pixels)))]
         return chances(term_sizes(denoiser, pilot.to(model.device), seed), k)
 
     share = None if few is None else world.on_main(lambda: shares(few))
 
     def work(left: Sequence[int]) -> Iterator[Part]:
-        parts = measure(denoiser, images.pixels, left, model.device, seed, batch_size, share, progress)
+        total = len(left) * (few or T)
+        parts = measure(
+            *(denoiser, images.pixels, left, model.device, seed, batch_size, share),
+            progress=lambda done: progress(done, total),
+        )
         return (dict(vars(part)) for part in parts)
 
     parts = complete(place, numbers, work, world)
@@ -91,11 +103,11 @@ def bound_of(
 def bound_result(bound: Bound, name: str, T: int) -> dict[str, Any]:
     """The result of a bound on the images of this name. T: the steps of the model."""
     found = bound.summary()
-    low, high = bound.interval or (bound.total, bound.total)
+    interval = "" if bound.interval is None else ", 95 % interval {:.4f} to {:.4f}".format(*bound.interval)
     count = f"all {T} terms" if found["terms"] == T else f"{found['terms']} of {T} terms"
     how = (
-        f"{count} of {len(bound)} image{'s' if len(bound) > 1 else ''}, "
-        f"95 % interval {low:.4f} to {high:.4f}: L_T {found['prior']:.5f} + L_1..T-1 "
+        f"{count} of {len(bound)} image{'s' if len(bound) > 1 else ''}{interval}: "
+        f"L_T {found['prior']:.5f} + L_1..T-1 "
         f"{bound.rate - found['prior']:.4f} + L_0 {bound.distortion:.4f}; RMSE {bound.rmse:.2f} of 255"
     )
     values = {"value": bound.total, "error": bound.standard_error, "how": how}
@@ -132,8 +144,10 @@ def features_in_parts(
     if not parts:
         return None
     features = together(parts, "features")
-    logits = together(parts, "logits") if "logits" in parts[0] else None
-    return feature_set(Features(moments(features), features, logits), extractor, images.pixels.shape, images.name)
+    kept = is_kept(torch.arange(n), n)
+    logits = together(parts, "logits")[kept] if "logits" in parts[0] else None
+    whole = Features(moments(features), features[kept], logits)
+    return feature_set(whole, extractor, images.pixels.shape, images.name)
 
 
 def stand_in(extractor: Extractor, shape: tuple[int, int, int], n: int) -> FeatureSet:

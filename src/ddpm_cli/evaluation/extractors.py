@@ -28,7 +28,7 @@ INCEPTION = Published(
     95_628_359,
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-_INSTEAD = "Download it elsewhere, and give the file with --features."
+_INSTEAD = "Download it elsewhere, and give the file with --features. --metrics bpd needs no such file."
 _CONTRACT = (
     "An extractor is a TorchScript file: uint8 (B, C, H, W) to features (B, D) in floating point, or to features and "
     "logits."

@@ -13,7 +13,7 @@ from ddpm_cli.evaluation.extractors import Extractor
 from ddpm_cli.evaluation.moments import Moments, moments, together
 from ddpm_cli.evaluation.neighbors import Pixels
 
-__all__ = ["KEPT", "Features", "batches_of", "features_of", "merged"]
+__all__ = ["KEPT", "Features", "batches_of", "features_of", "is_kept", "merged"]
 
 KEPT = 50_000  # features that are kept; of Inception they take 400 MB, and its logits 200 MB
 _ROWS = 1024  # features whose moments are computed at once
@@ -61,7 +61,7 @@ def features_of(
     for batch in batches:
         found = extractor(batch)
         numbers = torch.arange(done, done + len(batch)) + rows.start
-        chosen = _is_kept(numbers, total)
+        chosen = is_kept(numbers, total)
         kept.append(found.features[chosen])
         if found.logits is not None:
             logits.append(found.logits[chosen])
@@ -80,7 +80,7 @@ def features_of(
     )
 
 
-def _is_kept(numbers: Tensor, total: int) -> Tensor:
+def is_kept(numbers: Tensor, total: int) -> Tensor:
     """Which images are among the `KEPT` of `total` whose features are kept: (B,) bool."""
     most = min(KEPT, total)
     return (numbers + 1) * most // total > numbers * most // total

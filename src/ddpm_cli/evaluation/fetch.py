@@ -8,7 +8,7 @@ import http.client
 import os
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from ddpm_cli.data.work import OnProgress, silent
@@ -49,7 +49,12 @@ def fetch(file: Published, folder: Path, instead: str, progress: OnProgress = si
             os.utime(path)  # its last use
         return path
     except (OSError, http.client.HTTPException) as error:  # URLError, of the network, is an OSError
-        raise ModelError(f"{file.url}: cannot be downloaded to {folder} ({reason(error) or error})", instead) from None
+        if isinstance(error, HTTPError):
+            why = f"the server answered {error.code}"
+        else:  # a URLError wraps the error of the network
+            cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
+            why = reason(cause) or type(cause).__name__
+        raise ModelError(f"{file.url}: cannot be downloaded to {folder} ({why})", instead) from None
 
 
 def _download(file: Published, path: Path, progress: OnProgress) -> None:

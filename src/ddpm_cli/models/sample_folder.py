@@ -20,7 +20,7 @@ from ddpm_cli.errors import DataError, DDPMError, LockedError, ModelError
 from ddpm_cli.files import LOCK, json_bytes, lock, read_bytes, read_json, remove_partials, write_file
 from ddpm_cli.models.ddpm import DDPM
 
-__all__ = ["RECORD", "Drawn", "fill", "image_name", "made_with", "opened"]
+__all__ = ["RECORD", "Drawn", "fill", "image_name", "made_with", "opened", "require_made_with"]
 
 RECORD = "samples.json"  # the model and the settings of the images
 
@@ -65,10 +65,13 @@ class Drawn:
         return torch.stack([self._image(self.folder / image_name(i)) for i in indices.tolist()])
 
     def _image(self, path: Path) -> Tensor:
-        image = images.from_pil(images.decode(path, str(path), self.shape[0]))
-        if image.shape != self.shape:
-            raise DataError(f"{path}: is not an image of this model", "Remove it, and it is drawn again.")
-        return image
+        try:
+            image = images.from_pil(images.decode(path, str(path), self.shape[0]))
+            if image.shape != self.shape:
+                raise DataError(f"{path}: is not an image of this model")
+            return image
+        except DataError as error:
+            raise DataError(error.message, "Remove it, and it is drawn again.") from None
 
 
 @contextmanager
@@ -107,16 +110,22 @@ def _open(
     remove_partials(folder)
     if force and not restarted_in(folder / LOCK):  # torchrun runs the same command again
         _clear(folder, n)
-    elif differences := _differences(folder / RECORD, record):
-        raise DDPMError(
-            f"-o {folder}: holds samples that were made differently: {', '.join(differences)}",
-            "Name another folder, or use --force to draw these again.",
-        )
+    else:
+        require_made_with(folder, record)
     sign(folder / LOCK)
     write_file(folder / RECORD, json_bytes(record))
     # A power failure may leave empty files.
     there = {path.name for path in folder.iterdir() if path.is_file() and path.stat().st_size}
     return [i for i in range(n) if image_name(i) not in there]
+
+
+def require_made_with(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises DDPMError if a folder has samples with another record, see `made_with`."""
+    if differences := _differences(folder / RECORD, record):
+        raise DDPMError(
+            f"-o {folder}: holds samples that were made differently: {', '.join(differences)}",
+            "Name another folder, or use --force to draw these again.",
+        )
 
 
 def _clear(folder: Path, n: int) -> None:
