@@ -49,11 +49,9 @@ def fetch(file: Published, folder: Path, instead: str, progress: OnProgress = si
             os.utime(path)  # its last use
         return path
     except (OSError, http.client.HTTPException) as error:  # URLError, of the network, is an OSError
-        if isinstance(error, HTTPError):
-            why = f"the server answered {error.code}"
-        else:  # a URLError wraps the error of the network
-            cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
-            why = reason(cause) or type(cause).__name__
+        # A URLError wraps the error of the network.
+        cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
+        why = reason(cause) or type(cause).__name__
         raise ModelError(f"{file.url}: cannot be downloaded to {folder} ({why})", instead) from None
 
 
