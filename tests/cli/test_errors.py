@@ -45,7 +45,6 @@ def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):
 @pytest.mark.parametrize(
     ("args", "names"),
     [
-        (("sample",), "no trained run"),
         (("sample", "-m", "nowhere"), "nowhere"),
         (("train", "nowhere"), "nowhere"),
         (("train", "nowhere", "--resume"), "nowhere"),

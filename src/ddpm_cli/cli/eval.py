@@ -42,7 +42,7 @@ def eval(
             metavar="MODEL",
             autocompletion=options.complete_models,
             help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
-            "Default: the newest run in ./runs.",
+            "Default: the newest run in ./runs, else bundled:digits.",
         ),
     ] = None,
     address: options.Model = None,

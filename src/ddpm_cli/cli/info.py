@@ -25,7 +25,7 @@ def info(
             metavar="MODEL",
             autocompletion=options.complete_models,
             help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
-            "Default: the newest run in ./runs.",
+            "Default: the newest run in ./runs, else bundled:digits.",
         ),
     ] = None,
     address: options.Model = None,
@@ -38,6 +38,7 @@ def info(
     From the Hub only the configuration is downloaded.
     """
     console = Console("info", as_json, quiet)
+    from ddpm_cli.cli.model import note_fallback
     from ddpm_cli.models import hub
     from ddpm_cli.models.card import read_card
     from ddpm_cli.models.facts import facts, words
@@ -45,6 +46,7 @@ def info(
     from ddpm_cli.models.recipe import read_recipe, recipe_in_words
 
     located = hub.resolve(address if model is None else model, quiet=not console.live, weights=False)
+    note_fallback(console, located)
     unet, schedule = read_configs(located.folder, located.files)
     here = bool(located.weights) and all(path.is_file() for path in located.weights)
     if here:

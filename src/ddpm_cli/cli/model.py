@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from ddpm_cli.models.ddpm import DDPM
     from ddpm_cli.models.hub import Located
 
-__all__ = ["check_t", "find_model", "find_run", "fitted_image", "note_sampling", "open_model", "pick_sampling"]
+__all__ = [
+    "check_t",
+    "find_model",
+    "find_run",
+    "fitted_image",
+    "note_fallback",
+    "note_sampling",
+    "open_model",
+    "pick_sampling",
+]
 
 _LEVELS = 30  # measured in docs/samplers.md: 40 are enough, 20 are poor and 10 give noise
 
@@ -36,7 +45,15 @@ def find_model(console: Console, address: str | None, world: World | None = None
     from ddpm_cli.distributed import World
     from ddpm_cli.models import hub
 
-    return (world or World()).on_main(lambda: hub.resolve(address, quiet=not console.live))
+    located = (world or World()).on_main(lambda: hub.resolve(address, quiet=not console.live))
+    note_fallback(console, located)
+    return located
+
+
+def note_fallback(console: Console, located: Located) -> None:
+    """Say so if nobody named this model."""
+    if located.fallback:
+        console.note("there is no run in runs/, so this is the bundled model; -m names another one")
 
 
 def open_model(

@@ -167,7 +167,7 @@ Model = Annotated[
         metavar="MODEL",
         envvar="DDPM_MODEL",
         autocompletion=complete_models,
-        help=f"{ADDRESS} Default: the newest run in ./runs.",
+        help=f"{ADDRESS} Default: the newest run in ./runs, else bundled:digits.",
     ),
 ]
 Weights = Annotated[

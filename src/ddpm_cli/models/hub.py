@@ -1,15 +1,16 @@
-"""Finds a model's files from its address: a folder, a file, a run, or a repository on the Hugging Face Hub."""
+"""Finds a model's files from its address: a folder, a file, a run, a bundled model, or a repository on the Hub."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm_cli.errors import ModelError
 from ddpm_cli.hub_address import parse_name, parse_url, path_of
+from ddpm_cli.models import bundled
 from ddpm_cli.models.card import CARD
 from ddpm_cli.models.nearby import did_you_mean
 from ddpm_cli.models.pretrained import ModelFiles, read_configs
@@ -26,13 +27,17 @@ _OTHER_FORMATS = (".ckpt", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was found. files: relative to folder. origin: its name in messages. address: to find it again."""
+    """A model that was found. files: relative to folder. origin: its name in messages. address: to find it again.
+
+    fallback: whether it is a bundled model because nobody named one, and there is no run.
+    """
 
     folder: Path
     files: ModelFiles
     origin: str
     address: str
     weight_bytes: int  # size of the weights, also if they were not downloaded
+    fallback: bool = False
 
     @property
     def weights(self) -> list[Path]:
@@ -42,22 +47,26 @@ class Located:
     def name(self) -> str:
         """A short name, for files about it: that of its folder, or of its repository without the organisation."""
         address = self.address if Path(self.address).is_absolute() else self.address.partition("@")[0]
-        return Path(address).name
+        return Path(address.removeprefix(bundled.PREFIX)).name
 
 
 def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool = True, weights: bool = True) -> Located:
     """Find the model at an address.
 
     address: a model directory in any layout, a checkpoint, a run (its newest checkpoint), or a file of weights next to
-    its configuration; else `org/name[@revision]` on the Hub, or the URL of its page there. None: $DDPM_MODEL, else the
-    newest run under `runs`. quiet: no progress bars for downloads. weights: whether to download them too.
+    its configuration; `bundled:NAME`; else `org/name[@revision]` on the Hub, or the URL of its page there. None:
+    $DDPM_MODEL, else the newest run under `runs`, else `bundled.DEFAULT`. quiet: no progress bars for downloads.
+    weights: whether to download them too.
     Raises ModelError.
     """
     if address is not None and not address.strip():
         raise ModelError("the model's address is empty", "Is a variable not set? The default is the newest run.")
     address = address or os.environ.get("DDPM_MODEL")
     if not address:
-        return _on_disk(_newest(runs))
+        run = newest_run(runs, lambda run: next(reversed(checkpoints(run)), None))
+        return _on_disk(run) if run else replace(_bundled(bundled.DEFAULT), fallback=True)
+    if address.startswith(bundled.PREFIX):
+        return _bundled(address)
     if "://" in address:
         if found := parse_url(address):
             return _from_hub(*found, quiet, weights)
@@ -74,7 +83,8 @@ def resolve(address: str | None = None, runs: Path = Path("runs"), quiet: bool =
         raise ModelError(error.message, did_you_mean(address, runs, error.hint)) from error
     raise ModelError(
         f"{address}: no such file or directory, and not a name on the Hub",
-        did_you_mean(address, runs) or "Give a model directory, a run, or org/name[@revision] on the Hugging Face Hub.",
+        did_you_mean(address, runs)
+        or "Give a run, a model directory, org/name on the Hugging Face Hub, or bundled:digits.",
     )
 
 
@@ -116,14 +126,9 @@ def _located(folder: Path, files: ModelFiles, origin: str | None = None, address
     return Located(folder, files, origin or str(folder), address or str(folder.resolve()), size)
 
 
-def _newest(runs: Path) -> Path:
-    run = newest_run(runs, lambda run: next(reversed(checkpoints(run)), None))
-    if run is None:
-        raise ModelError(
-            f"no model given, and no trained run under {runs}/",
-            "Name one with -m (a directory, or org/name on the Hugging Face Hub), or train one: ddpm train ./images",
-        )
-    return checkpoints(run)[-1]
+def _bundled(address: str) -> Located:
+    folder = bundled.find_bundled(address)
+    return _located(folder, ModelFiles.in_folder(folder).require_weights(), address, address)
 
 
 def _from_hub(name: str, revision: str | None, quiet: bool, weights: bool) -> Located:
