@@ -36,15 +36,7 @@ def _complete_metrics(incomplete: str) -> list[str]:
 
 
 def eval(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=options.complete_models,
-            help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
-            "Default: the newest run in ./runs, else bundled:digits.",
-        ),
-    ] = None,
+    model: options.ModelArgument = None,
     address: options.Model = None,
     data: Annotated[
         list[str] | None,

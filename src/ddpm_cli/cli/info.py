@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console, aligned
@@ -19,15 +17,7 @@ Examples:
 
 
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=options.complete_models,
-            help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
-            "Default: the newest run in ./runs, else bundled:digits.",
-        ),
-    ] = None,
+    model: options.ModelArgument = None,
     address: options.Model = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

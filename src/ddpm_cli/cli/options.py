@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,10 +19,12 @@ __all__ = [
     "Force",
     "Json",
     "Model",
+    "ModelArgument",
     "Order",
     "Precision",
     "Preview",
     "Quiet",
+    "Run",
     "Sampler",
     "SamplerSteps",
     "Scale",
@@ -168,6 +171,23 @@ Model = Annotated[
         envvar="DDPM_MODEL",
         autocompletion=complete_models,
         help=f"{ADDRESS} Default: the newest run in ./runs, else bundled:digits.",
+    ),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=complete_models,
+        help=r"A run, a model directory, a file of weights, org/name\[@revision] or a URL on the Hugging Face Hub. "
+        "Default: the newest run in ./runs, else bundled:digits.",
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="RUN",
+        autocompletion=complete_models,
+        help="A run of ddpm train. Default: the newest run in ./runs.",
     ),
 ]
 Weights = Annotated[

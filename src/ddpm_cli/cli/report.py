@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,14 +20,7 @@ Examples:
 
 
 def report(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN",
-            autocompletion=options.complete_models,
-            help="A run of ddpm train. Default: the newest run in ./runs.",
-        ),
-    ] = None,
+    run: options.Run = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="PATH", help="A .html file, or - for stdout. Default: RUN/report.html."),
