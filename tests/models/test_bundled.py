@@ -73,6 +73,9 @@ def test_commands_say_that_they_take_it(cli, tmp_path):
     assert "this is the bundled model" not in err
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert "this is the bundled model" in cli("info")[2]
+    (tmp_path / "runs" / "new").mkdir(parents=True)  # as it is before the first checkpoint
+    (tmp_path / "runs" / "new" / "config.json").touch()
+    assert "no run in runs/ has a checkpoint, so this is the bundled model" in cli("info")[2]
 
 
 def test_an_evaluation_of_it_has_a_folder_with_its_name():

@@ -53,7 +53,7 @@ def find_model(console: Console, address: str | None, world: World | None = None
 def note_fallback(console: Console, located: Located) -> None:
     """Say so if nobody named this model."""
     if located.fallback:
-        console.note("there is no run in runs/, so this is the bundled model; -m names another one")
+        console.note("no run in runs/ has a checkpoint, so this is the bundled model; -m names another one")
 
 
 def open_model(
