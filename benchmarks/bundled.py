@@ -54,7 +54,8 @@ MODELS = {
         f"--metrics bpd,fid --features {ROOT / 'examples/digits-features.pt'}",
         "cc-by-sa-3.0",
         "The images are 5,000 digits of [MNIST](http://yann.lecun.com/exdb/mnist/) by Yann LeCun and Corinna Cortes, "
-        "CC BY-SA 3.0.\nThe Fréchet distance is in the 64 features of a small classifier of digits, so it is not FID.",
+        "[CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/).\n"
+        "The Fréchet distance is in the 64 features of a small classifier of digits, so it is not FID.",
     ),
     "emoji": Example(
         "--size 32 --steps 20k",

@@ -154,9 +154,8 @@ def _unknown_command(name: str) -> UsageError:
 
 
 def _unknown_option(error: Any, arguments: list[str], program: str) -> UsageError:
-    typed = next(
-        (word for word in arguments if word.startswith(error.option_name)), error.option_name
-    )  # not -s: -steps
+    # Typer reads -steps as -s and so on, so look for the word that was typed.
+    typed = next((word for word in arguments if word.startswith(error.option_name)), error.option_name)
     typed = typed.partition("=")[0]
     options = error.ctx.command.get_params(error.ctx)
     names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
