@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ddpm_cli"
 # A package may import only what is above it. The modules of the ground floor come first.
 GROUND = {
-    *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads", "machine"),
+    *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads", "heap", "machine"),
     *("run_folder", "signals", "names"),
 }
 PACKAGES = ["nn", "diffusion", "data", "models", "evaluation", "compression", "training", "cli"]

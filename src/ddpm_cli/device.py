@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddpm_cli.errors import UsageError
+from ddpm_cli.heap import keep_freed_memory
 from ddpm_cli.names import PRECISIONS, check_name
 
 __all__ = [
@@ -30,8 +31,16 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def pick_device(name: str = "auto") -> torch.device:
     """auto | cpu | cuda | cuda:N | mps -> an available device; auto prefers cuda, then mps, then cpu.
 
+    For a CPU, the process keeps the memory that it frees from now on (`heap`).
     Raises UsageError if this machine does not have the device.
     """
+    device = _find_device(name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

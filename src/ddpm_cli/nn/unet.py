@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.nn.kernels import Dropout, attention
 
 __all__ = ["UNet", "timestep_embedding"]
 
@@ -63,7 +64,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = nn.Linear(_emb_dim(config), c_out * (2 if self.scale_shift else 1))
         self.norm2 = nn.GroupNorm(config.norm_num_groups, c_out, config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         weight = torch.cat([layer.weight for layer in projections])
         bias = torch.cat([layer.bias for layer in projections])
         q, k, v = F.linear(h, weight, bias).view(B, H * W, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, head_dim)
+        h = attention(q, k, v)  # (B, heads, HW, head_dim)
         h = self.to_out[0](h.transpose(1, 2).flatten(2))
         h = h.transpose(1, 2).reshape(B, C, H, W) + x
         return h / self.divide_by if self.divide_by != 1 else h  # type: ignore[no-any-return]
