@@ -66,7 +66,7 @@ class Trial(NamedTuple):
     def commands(self, out: Path) -> Iterator[list[str]]:
         """The two commands of a trial."""
         example, run = DATA[self.data], self.run(out)
-        train = f"{EXAMPLES / self.data}.zip -o {run} --preset tiny {example.options} {ROWS[self.row]}"
+        train = f"{EXAMPLES / self.data}.zip -o {run} --preset tiny --lr-decay 0 {example.options} {ROWS[self.row]}"
         yield shlex.split(f"train {train} --holdout 0.2 --seed {self.seed} --sample-every 1M --resume")
         yield shlex.split(f"eval {run} --metrics {example.metrics} -n 400 --terms 30")
 

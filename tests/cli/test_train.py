@@ -108,6 +108,23 @@ def test_the_size_is_chosen_without_the_held_out_images(cli, digits, tmp_path):
     assert sizes == [(32, 3, 0), (28, 1, 0.1)]
 
 
+def test_the_learning_rate_falls_to_0_over_the_steps_of_the_longest_run(cli, digits, quick_model):
+    options = ("--from", quick_model, *OPTIONS, "-o", "run", "--lr", 0.5)
+    code, _, err = cli("train", digits, *options, "--steps", 4, "--lr-decay", 0.5)
+    assert (code, "lr 0.5 that falls to 0 from step 2, seed" in " ".join(err.split())) == (0, True), err
+    settings = read_config(RunConfig, Path("run/config.json")).train
+    assert settings.lr_decay == 0.5
+    card = Path("run/checkpoints/step-00000004/README.md").read_text()
+    assert "| learning rate at the end | falls to 0 over the last 0.5 of the steps |" in card
+    code, _, err = cli("train", digits, *options, "--steps", 8, "--resume")
+    assert (code, "from step 4" in err) == (0, True), err
+
+    code, _, err = cli("train", digits, *options, "--steps", 9, "--lr-decay", 0.1, "--resume")
+    assert (code, "--lr-decay 0.1 (the run has 0.5)" in err) == (2, True)
+    code, _, err = cli("train", digits, "-o", "other", "--lr-decay", 1.5)
+    assert (code, "--lr-decay 1.5 is not a number from 0 to 1" in err) == (2, True)
+
+
 def test_fractions_that_cannot_be_held_out(cli, digits):
     for fraction in ("1", "-0.1", "nan", "7"):
         code, _, err = cli("train", digits, "-o", "run", "--holdout", fraction)

@@ -55,11 +55,14 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
     flips = "half of them mirrored (--no-flip turns this off)" if data.flip else "never mirrored"
     about = f"{config.preset}: {_parameters(trainer) / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
     split = _split(train.batch_size, world.size, train.accumulate)
+    rate = f"lr {train.lr:g}"
+    if train.lr_decay:
+        rate += f" that falls to 0 from step {round(train.steps * (1 - train.lr_decay))}"
     return {
         "prepared": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
         "model": f"{about}{f', from {config.base}' if config.base else ''}",
         "objective": _objective(config),
-        "training": f"{train.steps} steps of {train.batch_size} images{split}, lr {train.lr:g}, seed {train.seed}",
+        "training": f"{train.steps} steps of {train.batch_size} images{split}, {rate}, seed {train.seed}",
         "previews": _previews(trainer),
         "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
     }

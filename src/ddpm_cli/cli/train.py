@@ -146,6 +146,16 @@ def train(
             "--lr", metavar="RATE", help="Learning rate of Adam after the warm-up. Default: the preset's.", **_TRAINING
         ),
     ] = None,
+    lr_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--lr-decay",
+            metavar="FRACTION",
+            help="Let the learning rate fall to 0 over this last part of the steps, such as 0.5. Default: the "
+            "preset's.",
+            **_TRAINING,
+        ),
+    ] = None,
     accumulate: Annotated[
         int | None,
         typer.Option(
@@ -313,6 +323,7 @@ def train(
             "batch_size": batch_size,
             "accumulate": accumulate,
             "lr": lr,
+            "lr_decay": lr_decay,
             "loss": loss,
             "seed": seed,
             "save_every": save_every,

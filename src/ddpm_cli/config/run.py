@@ -51,6 +51,7 @@ class TrainConfig(Strict):
     learn_betas: bool = False  # whether the betas are trained too; the schedule has those that it starts with
     accumulate: Count = 1  # parts of each batch, for gradient accumulation
     lr_warmup: Annotated[int, between(0, 10**12)] = 5000  # steps over which lr rises linearly from 0
+    lr_decay: Annotated[float, between(0, 1)] = 0.0  # the last part of the steps, over which lr falls linearly to 0
     ema_decay: Annotated[float, between(0, 1)] = 0.9999
     grad_clip: Positive = 1.0  # largest norm of the gradient
     seed: Annotated[int, at_least(0)] = 0

@@ -62,6 +62,7 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "betas": "learned with the network" if train.get("learn_betas") is True else None,
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
+        "learning rate at the end": _joined("falls to 0 over the last {} of the steps", train.get("lr_decay") or None),
         "EMA decay": train.get("ema_decay"),
         "seed": train.get("seed"),
         "started from": values.get("base"),

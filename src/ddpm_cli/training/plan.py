@@ -122,6 +122,7 @@ def plan_run(
         "batch_size": recipe.batch_size,
         "lr": recipe.lr,
         "lr_warmup": recipe.lr_warmup,
+        "lr_decay": recipe.lr_decay,
         "loss": loss_for(train.get("loss"), schedule, learns_betas),
         "learn_betas": learns_betas,
         "save_every": every,

@@ -30,6 +30,7 @@ class Preset:
     layers_per_block: int = 2
     dropout: float = 0.0
     lr_warmup: int = 5000
+    lr_decay: float = 0.0
     variance_type: str = "fixed_small"
     prediction_type: str = "epsilon"
     every: int = 10_000  # steps between checkpoints, and between previews
@@ -78,7 +79,7 @@ class Preset:
 
 # Settings for fine-tuning, which keeps the model's architecture: fewer steps, and a learning rate low enough to keep
 # what the model has learned. The batch size is that of the preset for the model's image size.
-FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "every": 1000}
+FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "lr_decay": 0.0, "every": 1000}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(

@@ -48,12 +48,11 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
         found["start_from"] = config.base
     elif config.preset in PRESETS:
         found["preset"] = config.preset
-    for part, kind in ((config.data, DataConfig), (config.train, TrainConfig)):
-        for field in fields(kind):
-            value = getattr(part, field.name)
-            usual = field.name not in _ALWAYS and value == field.default
-            if not usual and field.name not in (*_ELSEWHERE, *_IN_PYTHON):
-                found[field.name] = value
+    for part in (config.data, config.train):
+        for name, usual in _usual(part, config).items():
+            value = getattr(part, name)
+            if (name in _ALWAYS or value != usual) and name not in (*_ELSEWHERE, *_IN_PYTHON):
+                found[name] = value
     if config.train.loss != loss_for(None, config.schedule):
         found["loss"] = config.train.loss
     return found | _objective(config)
@@ -76,10 +75,18 @@ def _objective(config: RunConfig) -> dict[str, Any]:
 
 def _special(config: RunConfig) -> dict[str, Any]:
     """The settings `_IN_PYTHON` that differ from the defaults."""
-    usual: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig)}
-    if config.base is not None:
-        usual["lr_warmup"] = FINE_TUNING["lr_warmup"]
-    elif config.preset in PRESETS:
-        usual["lr_warmup"] = PRESETS[config.preset].lr_warmup
+    usual = _usual(config.train, config)
     has = {name: getattr(config.train, name) for name in _IN_PYTHON}
     return {name: value for name, value in has.items() if value != usual[name]}
+
+
+def _usual(part: DataConfig | TrainConfig, config: RunConfig) -> dict[str, Any]:
+    """The settings of a new run that names none: the defaults, and those of the preset that do not vary by machine."""
+    usual: dict[str, Any] = {field.name: field.default for field in fields(part)}
+    if isinstance(part, TrainConfig):
+        if config.base is not None:
+            usual |= {"lr_warmup": FINE_TUNING["lr_warmup"], "lr_decay": FINE_TUNING["lr_decay"]}
+        elif config.preset in PRESETS:
+            preset = PRESETS[config.preset]
+            usual |= {"lr_warmup": preset.lr_warmup, "lr_decay": preset.lr_decay}
+    return usual

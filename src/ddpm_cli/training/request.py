@@ -44,6 +44,8 @@ class Request:
         check_name("--fit", self.data.get("fit", "crop"), FITS)
         if not 0 < self.train.get("lr", 1.0) < math.inf:
             raise UsageError(f"--lr {self.train['lr']} is not a number above 0")
+        if not 0 <= self.train.get("lr_decay", 0.0) <= 1:
+            raise UsageError(f"--lr-decay {self.train['lr_decay']} is not a number from 0 to 1")
         if not 0 <= self.data.get("holdout", 0.0) < 1:
             raise UsageError(f"--holdout {self.data['holdout']} is not a number from 0 to below 1")
         check_names(self.objective, self.train.get("loss"))

@@ -234,8 +234,11 @@ class Trainer:
         return loss.detach()
 
     def _lr(self) -> float:
+        """The learning rate of the step that comes next."""
         settings = self.config.train
-        return settings.lr * min(1.0, (self.step + 1) / max(1, settings.lr_warmup))
+        risen = (self.step + 1) / max(1, settings.lr_warmup)
+        left = (settings.steps - self.step) / max(1, settings.lr_decay * settings.steps)
+        return settings.lr * min(1.0, risen, left)
 
     def _snapshot(self) -> checkpoint.Checkpoint:
         """A copy of the state on the CPU, which training does not change."""
