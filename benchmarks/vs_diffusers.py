@@ -1,46 +1,170 @@
-"""How fast ddpm samples and trains the paper's CIFAR-10 model, compared with diffusers as its users run it.
+"""How fast ddpm samples and trains, compared with diffusers as its users run it, and how much memory both take.
 
-    python benchmarks/vs_diffusers.py [--device cpu] [--batch-size 16] [--rounds 5] [--preset cifar10]
+    python benchmarks/vs_diffusers.py [--preset cifar10] [--batch-size 16] [--rounds 5] [--precision auto]
 
-Both run in one process, in turn (ours, theirs, ours, theirs, …), so that a machine with changing speed slows both. The
-result is the ratio of each pair. A round is a few steps of the reverse process, then one training step.
+Each has a process of its own, as in real use: ddpm changes how its process waits and keeps memory. They work in turn
+(ours, theirs, ours, theirs, …), so that a machine with changing speed slows both. The result is the ratio of each pair.
+A round is a few steps of the reverse process, then one training step.
 
-- ours: what `ddpm sample` and `ddpm train` run, with --precision auto.
+- ours: what `ddpm sample` and `ddpm train` run.
 - theirs: `DDPMPipeline`'s loop (`UNet2DModel`, `DDPMScheduler.step`), and the loop of diffusers' example
   `train_unconditional.py` (float32 by default, AdamW, gradient clipping, `EMAModel`).
 """
 
+from __future__ import annotations
+
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
-
-from ddpm_cli import device as machine
-from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
-from ddpm_cli.data.pack import open_pack
-from ddpm_cli.data.sources import open_source
-from ddpm_cli.models.ddpm import DDPM
-from ddpm_cli.nn.unet import UNet
-from ddpm_cli.training.presets import PRESETS
-from ddpm_cli.training.trainer import Trainer
+UNTOUCHED = dict(os.environ)  # before ddpm_cli limits how long threads spin
 
 EMOJI = Path(__file__).parent.parent / "examples" / "emoji.zip"
+WORKS = ("sampling", "training")
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    machine.synchronize(device)
-    start = time.perf_counter()
-    work()
-    machine.synchronize(device)
-    return time.perf_counter() - start
+def ours(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
+    """The work of a round, by its name."""
+    import torch
+
+    from ddpm_cli import device as machine
+    from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
+    from ddpm_cli.data.pack import open_pack
+    from ddpm_cli.data.sources import open_source
+    from ddpm_cli.models.ddpm import DDPM
+    from ddpm_cli.nn.unet import UNet
+    from ddpm_cli.training.presets import PRESETS
+    from ddpm_cli.training.trainer import Trainer
+
+    device = machine.pick_device(options.device)
+    dtype = machine.pick_dtype(options.precision, device)
+    preset, config = PRESETS[options.preset], unet_config(options)
+    data = DataConfig(images=str(EMOJI), size=config.sample_size, channels=3)
+    run = RunConfig(
+        version="benchmark",
+        preset=options.preset,
+        data=data,
+        train=TrainConfig(steps=10**6, batch_size=options.batch_size, lr=preset.lr),
+        unet=config,
+        schedule=preset.schedule(),
+    )
+    trainer = Trainer(folder, run, open_pack(open_source(EMOJI, folder), data, folder), device, dtype)
+    unet = UNet(config)
+    unet.reset_parameters()
+    model = DDPM(machine.place(unet.eval().requires_grad_(False), device, dtype), run.schedule)
+    noise = torch.randn(options.batch_size, *model.shape)
+
+    def sample() -> None:
+        for _ in model.sample_loop(noise, "ddpm", steps=options.steps):
+            pass
+
+    return {"sampling": sample, "training": trainer.train_step, "about": lambda: machine.describe(device, dtype)}
+
+
+def theirs(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
+    """The same with diffusers, and without ddpm_cli."""
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    warnings.filterwarnings("ignore")
+    model = UNet2DModel(**json.loads(options.network)).to(options.device)
+    still = UNet2DModel(**json.loads(options.network)).to(options.device).eval()
+    scheduler = DDPMScheduler()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+    shape = (options.batch_size, 3, model.config.sample_size, model.config.sample_size)
+    images, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
+
+    @torch.no_grad()
+    def sample() -> None:
+        scheduler.set_timesteps(options.steps)
+        x = noise.to(options.device)
+        for t in scheduler.timesteps:
+            x = scheduler.step(still(x, t).sample, t, x).prev_sample
+
+    def train() -> None:
+        clean = images.to(options.device)
+        eps = torch.randn(clean.shape, device=clean.device)
+        t = torch.randint(0, 1000, (len(clean),), device=clean.device)
+        loss = F.mse_loss(model(scheduler.add_noise(clean, eps, t), t).sample, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+
+    return {"sampling": sample, "training": train, "about": lambda: f"{options.device}, fp32"}
+
+
+def unet_config(options: argparse.Namespace) -> Any:
+    from ddpm_cli.training.presets import PRESETS
+
+    preset = PRESETS[options.preset]
+    return preset.unet(options.size or preset.size or 32, 3)
+
+
+def work(options: argparse.Namespace) -> None:
+    """In a process of its own: for every line of stdin, do what it names, and print its seconds."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        works = {"ours": ours, "diffusers": theirs}[options.worker](options, Path(folder))
+        print(works.pop("about")(), flush=True)
+        for line in sys.stdin:
+            if line.strip() == "memory":
+                print(peak_memory(), flush=True)
+                continue
+            start = time.perf_counter()
+            works[line.strip()]()
+            if options.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            print(time.perf_counter() - start, flush=True)
+
+
+def peak_memory() -> float:
+    """Of this process, in MB: on the GPU if it uses one, else resident."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+@contextmanager
+def worker(options: argparse.Namespace, name: str, network: str) -> Iterator[Callable[[str], str]]:
+    """Start a process. Yields a function that sends it a line and returns its answer."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--device", options.device, "--worker", name]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([*command, "--network", network], env=UNTOUCHED, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(line: str) -> str:
+            process.stdin.write(line + "\n")
+            return answer()
+
+        def answer() -> str:
+            if not (found := process.stdout.readline()):
+                raise SystemExit(f"{name} failed")
+            return found.strip()
+
+        print(f"{name}: {answer()}")
+        yield ask
+        process.stdin.close()
 
 
 def report(what: str, ours: list[float], theirs: list[float], images: int) -> None:
@@ -53,84 +177,41 @@ def report(what: str, ours: list[float], theirs: list[float], images: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="auto")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--size", type=int, help="of the images; default: the preset's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--preset", choices=PRESETS, default="cifar10")
     parser.add_argument("--steps", type=int, default=3, help="of the reverse process in a round")
+    parser.add_argument("--only", choices=WORKS, nargs="+", default=WORKS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", help="ours; diffusers runs in float32")
+    parser.add_argument("--worker", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
+    parser.add_argument("--network", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    if options.worker:
+        work(options)
+        return
 
-    device = machine.pick_device(options.device)
-    dtype = machine.pick_dtype("auto", device)
-    preset = PRESETS[options.preset]
-    config = preset.unet(preset.size or 32, 3)
-    size, batch = config.sample_size, options.batch_size
-    print(f"{options.preset}, batch {batch}, {machine.describe(device, dtype)}; diffusers in fp32")
+    from ddpm_cli.device import pick_device
 
-    with tempfile.TemporaryDirectory() as folder:
-        data = DataConfig(images=str(EMOJI), size=size, channels=3)
-        pack = open_pack(open_source(EMOJI, Path(folder)), data, Path(folder))
-        run = RunConfig(
-            version="benchmark",
-            preset=options.preset,
-            data=data,
-            train=TrainConfig(steps=1, batch_size=batch, lr=preset.lr),
-            unet=config,
-            schedule=preset.schedule(),
-        )
-        trainer = Trainer(Path(folder), run, pack, device, dtype)
-        unet = UNet(config)
-        unet.reset_parameters()
-        model = DDPM(machine.place(unet.eval().requires_grad_(False), device, dtype), run.schedule)
-
-        keywords = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
-        theirs = UNet2DModel(**keywords).to(device)
-        scheduler = DDPMScheduler(variance_type=run.schedule.variance_type)
-        optimizer = torch.optim.AdamW(theirs.parameters(), lr=preset.lr, betas=(0.95, 0.999), weight_decay=1e-6)
-        ema = EMAModel(theirs.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-        still = UNet2DModel(**keywords).to(device).eval()
-        images = torch.rand(batch, 3, size, size) * 2 - 1
-        noise = torch.randn(batch, 3, size, size)
-
-        def our_sampling() -> None:
-            for _ in model.sample_loop(noise, "ddpm", steps=options.steps):
-                pass
-
-        @torch.no_grad()
-        def their_sampling() -> None:
-            scheduler.set_timesteps(options.steps)
-            x = noise.to(device)
-            for t in scheduler.timesteps:
-                x = scheduler.step(still(x, t).sample, t, x).prev_sample
-
-        def their_training() -> None:
-            clean = images.to(device)
-            eps = torch.randn(clean.shape, device=device)
-            t = torch.randint(0, 1000, (batch,), device=device)
-            loss = F.mse_loss(theirs(scheduler.add_noise(clean, eps, t), t).sample, eps)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(theirs.parameters())
-
-        pairs = [
-            ("sampling", our_sampling, their_sampling, batch * options.steps),
-            ("training", trainer.train_step, their_training, batch),
-        ]
-        times: dict[str, tuple[list[float], list[float]]] = {}
-        for what, ours, other, _ in pairs:
-            ours()
-            other()  # warm up
-            times[what] = ([], [])
+    options.device = str(pick_device(options.device))
+    keywords = {key: value for key, value in unet_config(options).to_dict().items() if not key.startswith("_")}
+    network = json.dumps(keywords)
+    print(f"{options.preset}, {keywords['sample_size']}x{keywords['sample_size']}, batch {options.batch_size}")
+    with worker(options, "ours", network) as ask_ours, worker(options, "diffusers", network) as ask_theirs:
+        times: dict[str, tuple[list[float], list[float]]] = {what: ([], []) for what in options.only}
+        for what in options.only:  # warm up
+            ask_ours(what)
+            ask_theirs(what)
         for _ in range(options.rounds):
-            for what, ours, other, _ in pairs:
-                times[what][0].append(timed(ours, device))
-                times[what][1].append(timed(other, device))
-        for what, _, _, images_done in pairs:
-            report(what, *times[what], images_done)
+            for what in options.only:
+                times[what][0].append(float(ask_ours(what)))
+                times[what][1].append(float(ask_theirs(what)))
+        for what in options.only:
+            report(what, *times[what], options.batch_size * (options.steps if what == "sampling" else 1))
+        memory = [float(ask("memory")) for ask in (ask_ours, ask_theirs)]
+        print(f"peak memory: ours {memory[0]:.0f} MB, diffusers {memory[1]:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_cli.nn import kernels
-from ddpm_cli.nn.kernels import Dropout, attention
+from ddpm_cli.nn.kernels import Dropout, attention, double_and_convolve
 
 
 @pytest.mark.parametrize("positions", [49, 2048])
@@ -27,6 +27,21 @@ def test_weights_of_many_positions_are_never_stored(monkeypatch):
     few, many = (torch.zeros(1, 1, n, 8, dtype=torch.bfloat16) for n in (1024, 1025))
     assert isinstance(attention(few, few, few), torch.Tensor)
     assert attention(many, many, many) == "fused"
+
+
+def test_a_convolution_after_doubling():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for shape in ((2, 3, 4, 5), (6, 3, 3, 3), (6,))
+    )
+    found = double_and_convolve(x, weight, bias)
+    expected = F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, bias, padding=1)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    gradients = (torch.autograd.grad(y, (x, weight, bias), upstream) for y in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

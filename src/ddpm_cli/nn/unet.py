@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.config import UNetConfig
-from ddpm_cli.nn.kernels import Dropout, attention
+from ddpm_cli.nn.kernels import Dropout, attention, double_and_convolve
 
 __all__ = ["UNet", "timestep_embedding"]
 
@@ -142,7 +142,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb is not used, see Downsample."""
-        return self.conv(_double(x))  # type: ignore[no-any-return]
+        return double_and_convolve(x, self.conv.weight, self.conv.bias)
 
 
 def _double(x: Tensor) -> Tensor:
