@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +162,43 @@ def worker(options: argparse.Namespace, name: str, network: str) -> Iterator[Cal
                 raise SystemExit(f"{name} failed")
             return found.strip()
 
-        print(f"{name}: {answer()}")
+        about = answer()
+        if not options.json:
+            print(f"{name}: {about}")
         yield ask
         process.stdin.close()
 
 
-def report(what: str, ours: list[float], theirs: list[float], images: int) -> None:
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    speeds = [images / statistics.median(times) for times in (ours, theirs)]
-    print(
-        f"{what}: ours {speeds[0]:.2f} images/s, diffusers {speeds[1]:.2f}; "
-        f"ratio median {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
-    )
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields a row for each work: images/s of each program, and the ratios of the pairs; last the peaks of memory."""
+    config = unet_config(options)
+    network = json.dumps({key: value for key, value in config.to_dict().items() if not key.startswith("_")})
+    what = {"preset": options.preset, "size": config.sample_size, "batch": options.batch_size}
+    with ExitStack() as stack:
+        names = ["ours"] if options.alone else ["ours", "diffusers"]
+        asks = {name: stack.enter_context(worker(options, name, network)) for name in names}
+        times: dict[tuple[str, str], list[float]] = {(name, w): [] for name in asks for w in options.only}
+        for round_ in range(options.rounds + 1):
+            for name, work in sorted(times, key=lambda key: WORKS.index(key[1])):
+                seconds = float(asks[name](work))
+                if round_:  # the first one warms up
+                    times[name, work].append(seconds)
+        for work in options.only:
+            images = options.batch_size * (options.steps if work == "sampling" else 1)
+            row = what | {"work": work} | {name: images / statistics.median(times[name, work]) for name in asks}
+            if not options.alone:
+                pairs = zip(times["ours", work], times["diffusers", work], strict=True)
+                ratios = [theirs / ours for ours, theirs in pairs]
+                row |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            yield row
+        yield what | {"work": "memory"} | {name: float(ask("memory")) for name, ask in asks.items()}
+
+
+def report(row: dict[str, Any]) -> None:
+    unit = "MB at the peak" if row["work"] == "memory" else "images/s"
+    found = ", ".join(f"{name} {row[name]:.4g}" for name in ("ours", "diffusers") if name in row)
+    ratio = f"; ratio median {row['ratio']:.2f} ({row['least']:.2f} to {row['most']:.2f})" if "ratio" in row else ""
+    print(f"{row['work']}: {found} {unit}{ratio}")
 
 
 def main() -> None:
@@ -186,6 +211,8 @@ def main() -> None:
     parser.add_argument("--only", choices=WORKS, nargs="+", default=WORKS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", help="ours; diffusers runs in float32")
+    parser.add_argument("--alone", action="store_true", help="only ours")
+    parser.add_argument("--json", action="store_true", help="print rows of JSON")
     parser.add_argument("--worker", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
     parser.add_argument("--network", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -196,22 +223,8 @@ def main() -> None:
     from ddpm_cli.device import pick_device
 
     options.device = str(pick_device(options.device))
-    keywords = {key: value for key, value in unet_config(options).to_dict().items() if not key.startswith("_")}
-    network = json.dumps(keywords)
-    print(f"{options.preset}, {keywords['sample_size']}x{keywords['sample_size']}, batch {options.batch_size}")
-    with worker(options, "ours", network) as ask_ours, worker(options, "diffusers", network) as ask_theirs:
-        times: dict[str, tuple[list[float], list[float]]] = {what: ([], []) for what in options.only}
-        for what in options.only:  # warm up
-            ask_ours(what)
-            ask_theirs(what)
-        for _ in range(options.rounds):
-            for what in options.only:
-                times[what][0].append(float(ask_ours(what)))
-                times[what][1].append(float(ask_theirs(what)))
-        for what in options.only:
-            report(what, *times[what], options.batch_size * (options.steps if what == "sampling" else 1))
-        memory = [float(ask("memory")) for ask in (ask_ours, ask_theirs)]
-        print(f"peak memory: ours {memory[0]:.0f} MB, diffusers {memory[1]:.0f} MB")
+    for row in measure(options):
+        print(json.dumps(row), flush=True) if options.json else report(row)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,21 @@ def test_an_image_does_not_depend_on_its_batch(tmp_path, precision, sampler):
     assert not torch.equal(sample(1, seed=12), sampled[1][:1])
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 28), (3, 32)])
+def test_a_prediction_is_the_same_bits_in_every_batch(tmp_path, precision, shape):
+    folder = write_model(tmp_path / "tiny", PRESETS["tiny"].unet(shape[1], shape[0]), ScheduleConfig())
+    model = DDPM.from_pretrained(folder, precision=precision)
+    x_t, t = draw(19, *model.shape), torch.arange(19)
+    with torch.inference_mode():
+        for size in (1, 3, 7, 16, 18):
+            for time, many in ((torch.tensor([500]), torch.tensor([500])), (t[:size], t)):
+                if size > 1 or len(many) == 1:  # a t for one image is one for all, which is computed once
+                    found = model.denoiser.network(x_t[:size], time)
+                    assert torch.equal(found, model.denoiser.network(x_t, many)[:size]), (size, len(many))
+
+
 def test_noise_is_a_function_of_seed_image_and_use():
     one = ImageNoise(3, [5], (1, 4, 4))
     many = ImageNoise(3, range(10), (1, 4, 4))

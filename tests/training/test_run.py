@@ -26,6 +26,7 @@ SETTINGS = {
     "loss": "vlb",
     "accumulate": 2,
     "lr_warmup": 7,
+    "lr_decay": 0.5,
     "ema_decay": 0.5,
     "grad_clip": 2.0,
     "seed": 3,

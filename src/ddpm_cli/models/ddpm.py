@@ -30,6 +30,8 @@ from ddpm_cli.rng import ImageNoise
 
 __all__ = ["DDPM"]
 
+_ALIKE = 8  # images: on one thread, even batches up to this size round the same
+
 
 class DDPM:
     """A trained model. unet: on its device, in its precision. schedule: of its training. shape: (C, H, W) of images."""
@@ -95,16 +97,17 @@ class DDPM:
 
     def _network(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The U-Net, in batch sizes that round the same, so that an image does not depend on its batch."""
-        if len(x_t) > 2 and x_t.device.type == "cpu" and torch.get_num_threads() == 1:
-            # With one thread, oneDNN chooses its kernels for convolutions by batch size. So use batches of two. (Where
-            # bf16 is fast, that takes more than twice the time.)
-            pairs = torch.split(x_t, 2)
-            times = torch.split(t, 2) if len(t) > 1 else [t] * len(pairs)  # one t for each image, or one for all
-            return torch.cat([self._network(*both) for both in zip(pairs, times, strict=True)])
-        if len(x_t) == 1 and x_t.device.type == "cpu":
-            # A batch of one uses other kernels, which round differently. So use a batch of two, which takes less than
-            # twice the time.
-            return self.unet(x_t.expand(2, -1, -1, -1), t)[:1]  # type: ignore[no-any-return]
+        if x_t.device.type == "cpu":
+            # Routines are chosen by batch size. Convolutions round differently on one thread above 12 images, and on
+            # two threads for some odd batches; the time embeddings of several t do so below 4.
+            if torch.get_num_threads() == 1 and len(x_t) > _ALIKE:
+                groups = torch.split(x_t, _ALIKE)
+                times = torch.split(t, _ALIKE) if len(t) > 1 else [t] * len(groups)  # one t for each image, or for all
+                return torch.cat([self._network(*both) for both in zip(groups, times, strict=True)])
+            if more := -len(x_t) % (2 if len(t) == 1 else 4):
+                padded = torch.cat([x_t, *[x_t[-1:]] * more])
+                t = torch.cat([t, *[t[-1:]] * more]) if len(t) > 1 else t
+                return self.unet(padded, t)[: len(x_t)]  # type: ignore[no-any-return]
         return self.unet(x_t, t)  # type: ignore[no-any-return]
 
     @property
