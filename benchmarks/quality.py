@@ -39,6 +39,7 @@ installs the rest without touching PyTorch:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -224,9 +225,10 @@ def train_lucidrains(trial: Trial, out: Path) -> Trained:
             yield batch
 
     trainer.dl = until_time_is_up()
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):  # its bar counts to sys.maxsize
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
     averaged = trainer.ema.ema_model.eval()
     schedule = ScheduleConfig(prediction_type="v_prediction", trained_betas=tuple(averaged.betas.tolist()))
     ours = WholeBatches(Foreign(averaged.model, our_network(example)), schedule)  # type: ignore[arg-type]
@@ -234,7 +236,8 @@ def train_lucidrains(trial: Trial, out: Path) -> Trained:
     def ddim(count: int) -> Tensor:
         return 2 * averaged.sample(batch_size=count) - 1  # type: ignore[no-any-return]
 
-    samplers = our_sampler(ours, trial) | {f"DDIM {DDIM_STEPS}": lambda: draw(ddim, trial)}
+    # Their schedule ends in almost pure noise, where the default spacing would spend a third of its steps.
+    samplers = our_sampler(ours, trial, "uniform") | {f"DDIM {DDIM_STEPS}": lambda: draw(ddim, trial)}
     version = importlib.metadata.version("denoising-diffusion-pytorch")
     return Trained(trainer.step, trainer.batch_size, seconds, parameters(unet), version, samplers)
 
@@ -281,11 +284,11 @@ def batches(pixels: Tensor, size: int, mirror: bool) -> Iterator[Tensor]:
             yield batch
 
 
-def our_sampler(model: DDPM, trial: Trial) -> dict[str, Callable[[], Tensor]]:
-    """The default of `ddpm sample`."""
-    sampling = model.sampling()
+def our_sampler(model: DDPM, trial: Trial, spacing: str | None = None) -> dict[str, Callable[[], Tensor]]:
+    """The default of `ddpm sample`. spacing: another one."""
+    sampling = model.sampling(spacing=spacing)
     name = f"{sampling.sampler} {sampling.evaluations}"
-    return {name: lambda: model.sample(trial.count, seed=trial.seed, batch_size=_BATCH)}
+    return {name: lambda: model.sample(trial.count, seed=trial.seed, batch_size=_BATCH, spacing=spacing)}
 
 
 @torch.no_grad()
