@@ -24,7 +24,7 @@ Equal terms, where it was in doubt to the benefit of the others:
 - Where the number of steps must be known before, short runs measure the speed: for the learning rates of ddpm and
   diffusers. The time that was really spent is in the table.
 - Trials run one after the other, each in a process of its own, so none has another's threads or memory settings.
-- ddpm draws with the defaults of `ddpm sample`. The others draw with that sampler, and with their own DDIM in 100
+- ddpm draws with the defaults of `ddpm sample`. The others draw with that sampler, and with their own DDIM in 50
   steps, and the better distance counts.
 
 `run` goes on where it was killed: FOLDER/quality.jsonl has a line for each trial. Leave the machine alone meanwhile.
@@ -73,7 +73,7 @@ from ddpm_cli.training.presets import PRESETS
 from features import DATA, Example
 from samplers import Judge, WholeBatches
 
-DDIM_STEPS = 100
+DDIM_STEPS = 50
 _BATCH = 50  # samples that are drawn together
 _FIRST_STEPS = 20  # of the first of the short runs that measure the speed
 _SHORT_RUN = 0.05  # the second one, as a part of the time to train
