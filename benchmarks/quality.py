@@ -122,7 +122,7 @@ def train_for(seconds: float, train: Callable[[int], float]) -> tuple[int, float
     steps = _FIRST_STEPS
     taken = train(steps)
     for share in (_SHORT_RUN, 1.0):
-        steps = max(1, round(steps * share * seconds / taken))
+        steps = max(_FIRST_STEPS, round(steps * share * seconds / taken))
         taken = train(steps)
     return steps, taken
 
@@ -429,7 +429,7 @@ def print_table(
                 values += [spread(found, kind), ratio(mean(found), base[kind])]
             print(f"| {' | '.join(values)} |")
     blank = " |" * 6
-    print(f"| real |{blank}", "".join(f" {spread([one[kind] for one in real], kind)} | |" for kind in kinds))
+    print(f"| real |{blank}" + "".join(f" {spread([one[kind] for one in real], kind)} | |" for kind in kinds))
     print()
     for tool in TOOLS:
         if tool != "ddpm" and (rows := cells.get((tool, options.minutes))):
