@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm_cli.errors import UsageError
 from ddpm_cli.heap import keep_freed_memory
@@ -22,6 +22,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "place",
+    "send",
     "synchronize",
 ]
 
@@ -96,6 +97,16 @@ def memory_format(device: torch.device) -> torch.memory_format:
 def place(module: _Module, device: torch.device, dtype: torch.dtype = torch.float32) -> _Module:
     """Move a network to a device, with this dtype and the memory format of the device."""
     return module.to(device=device, dtype=dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+
+
+def send(x: Tensor, like: Tensor) -> Tensor:
+    """A tensor on the device and in the dtype of another one.
+
+    On the way from the CPU to a CUDA device nobody waits: the CPU goes on, and the device copies in its turn.
+    """
+    if x.device.type == "cpu" and like.device.type == "cuda":
+        return x.pin_memory().to(like, non_blocking=True)  # from pageable memory, CUDA would wait for earlier work
+    return x.to(like)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

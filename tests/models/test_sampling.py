@@ -48,3 +48,10 @@ def test_every_sampler_draws_from_every_model(tmp_path, kind, channels):
         if kind != "no clipping":
             assert last.x_t.abs().max() <= 1 + 1e-6
         assert not torch.equal(last.x_t[0], last.x_t[1])
+
+
+def test_the_fingerprint_does_not_depend_on_the_memory_format(tmp_path):
+    """A model that was not loaded from files has the weights of its network, which on CUDA are in channels_last."""
+    model = DDPM.from_pretrained(write_model(tmp_path / "model", SMALL, ScheduleConfig(20)), "cpu", "fp32")
+    placed = DDPM(model.unet.to(memory_format=torch.channels_last), model.schedule_config)
+    assert placed.fingerprint() == model.fingerprint()

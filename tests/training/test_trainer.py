@@ -24,7 +24,7 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.distributed import World
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.models import runs
-from ddpm_cli.nn.ema import EMA
+from ddpm_cli.nn.ema import EMA, _lerp_together
 from ddpm_cli.training import checkpoint, trainer
 from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
 from ddpm_cli.training.metrics import Done, Window
@@ -98,6 +98,18 @@ def test_ema_warms_up_to_its_decay():
         assert average[0][0].item() == pytest.approx(expected, rel=1e-5)
     assert ema.decay_at(0) == pytest.approx(0.1)
     assert ema.decay_at(10**6) == 0.9
+
+
+def test_ema_of_all_tensors_together():
+    """As on CUDA devices: the same average up to rounding, and exactly the same if a step was skipped."""
+    shapes = [(4, 3, 3, 3), (4,), (2, 8)]
+    weights, average = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+    for share in (0.0, 1e-4, 0.3, 0.9):
+        expected = [tensor.lerp(weight, share) for tensor, weight in zip(average, weights, strict=True)]
+        found = [tensor.clone() for tensor in average]
+        _lerp_together(found, weights, torch.tensor(share))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert share or all(map(torch.equal, found, average))
 
 
 def test_it_learns(tmp_path, pack):

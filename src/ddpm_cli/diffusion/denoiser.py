@@ -45,7 +45,8 @@ class Denoiser:
         clip: limit x_0 to the range of images as the configuration specifies, see `clip_x_0`.
         """
         if isinstance(t, int):
-            output = self.network(x_t, torch.tensor([int(self.schedule.timesteps[t])], device=x_t.device))
+            step = int(self.schedule.timesteps[t])
+            output = self.network(x_t, torch.full((1,), step, device=x_t.device))  # torch.tensor would wait for CUDA
         else:
             output = self.network(x_t, self.schedule.timesteps_at(t))
         return Prediction(self, x_t, t, output, clip)

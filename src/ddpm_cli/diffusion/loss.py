@@ -57,7 +57,9 @@ def bound_term(
     """
 
     def tensor(value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, dtype=x_0.dtype, device=x_0.device)
+        if isinstance(value, Tensor):
+            return value.to(x_0)
+        return torch.full((), value, dtype=x_0.dtype, device=x_0.device)  # torch.as_tensor would wait for CUDA
 
     log_variance = tensor(log_variance)
 

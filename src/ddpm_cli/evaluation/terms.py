@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.images import to_float
+from ddpm_cli.device import send
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.loss import bound_term
 from ddpm_cli.diffusion.noised_image import to_paper
@@ -36,7 +37,7 @@ class Clean:
         x_0 is clipped as the model's configuration specifies. Returns (B,) float64 twice: nats per dimension, and the
         error of images in [-1, 1]. They stay on the device, so that it need not wait.
         """
-        x_t = denoiser.schedule.q_sample(self.x_0, t, eps.to(self.x_0))
+        x_t = denoiser.schedule.q_sample(self.x_0, t, send(eps, self.x_0))
         with torch.no_grad():
             found = denoiser(x_t, t)
         here = self.exact.device

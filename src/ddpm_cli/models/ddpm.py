@@ -82,7 +82,8 @@ class DDPM:
         Files keep it, so it has nothing that only describes the files of this version, as `to_dict` has.
         """
         what = json.dumps([dataclasses.asdict(config) for config in (self.unet.config, self.schedule_config)])
-        return hashlib.sha256(what.encode() + save(dict(self._weights))).hexdigest()[:16]
+        weights = {name: value.contiguous() for name, value in self._weights.items()}
+        return hashlib.sha256(what.encode() + save(weights)).hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline directory, in float32. An existing model is replaced.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ddpm_cli.device import send
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers.step import Noise, Step
 
@@ -26,7 +27,7 @@ def ancestral(denoiser: Denoiser, x_T: Tensor, noise: Noise) -> Iterator[Step]:
             prediction = denoiser(x_t, t)
             mean, log_variance = prediction.mean, prediction.log_variance
         yield Step(int(denoiser.schedule.timesteps[t]), x_t, prediction.x_0)
-        x_t = mean if t == 0 else mean + _sigma(log_variance) * noise().to(x_t)
+        x_t = mean if t == 0 else mean + _sigma(log_variance) * send(noise(), x_t)
     yield Step(-1, x_t, x_t)
 
 

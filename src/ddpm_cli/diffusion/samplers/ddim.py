@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ddpm_cli.device import send
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers.step import Noise, Step
 
@@ -32,5 +33,5 @@ def ddim(denoiser: Denoiser, x_T: Tensor, noise: Noise, eta: float) -> Iterator[
         variance = eta**2 * float(schedule.posterior_variance[t])  # 0 at t=0, so the last state is x_0
         x_t = math.sqrt(abar) * prediction.x_0 + math.sqrt(max(0.0, 1 - abar - variance)) * prediction.eps
         if variance > 0:
-            x_t = x_t + math.sqrt(variance) * noise().to(x_t)
+            x_t = x_t + math.sqrt(variance) * send(noise(), x_t)
     yield Step(-1, x_t, x_t)

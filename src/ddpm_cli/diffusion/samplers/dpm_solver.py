@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ddpm_cli.device import send
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers.step import Noise, Step
 from ddpm_cli.diffusion.schedule import NoiseSchedule
@@ -43,7 +44,7 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, noise: Noise, order: int, eta: f
         usable = min(len(kept), t + 1) if schedule.T < _FEW else len(kept)
         x_t = advance(schedule, x_t, t, kept[:usable], eta) if t > 0 else x_0
         if eta > 0 and t > 0:
-            x_t = x_t + eta * math.sqrt(schedule.posterior_variance[t]) * noise().to(x_t)
+            x_t = x_t + eta * math.sqrt(schedule.posterior_variance[t]) * send(noise(), x_t)
     yield Step(-1, x_t, x_t)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ddpm_cli.device import send
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers.step import Noise, Step
 
@@ -45,7 +46,7 @@ def langevin(denoiser: Denoiser, x_T: Tensor, noise: Noise, updates: int) -> Ite
             with torch.no_grad():
                 prediction = denoiser(x_t, t)
             yield Step(int(schedule.timesteps[t]), x_t, prediction.x_0)
-            x_t = x_t - sigma * (d * prediction.eps - math.sqrt(d * (2 - d)) * noise().to(x_t))
+            x_t = x_t - sigma * (d * prediction.eps - math.sqrt(d * (2 - d)) * send(noise(), x_t))
         if t > 0:
             x_t = float(schedule.sqrt_alphas_cumprod[t - 1] / schedule.sqrt_alphas_cumprod[t]) * x_t
     with torch.no_grad():
