@@ -17,9 +17,17 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-def test_small_sizes(script, monkeypatch, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("parts", "checks", "contests"),
+    [
+        (["waits", "few-steps"], 0, 1),
+        pytest.param(
+            ["network", "samples", "waits", "training", "few-steps", "large-training"], 13, 3, marks=pytest.mark.long
+        ),
+    ],
+)
+def test_small_sizes(script, monkeypatch, tmp_path, capfd, parts, checks, contests):
     """All but the parts that start processes."""
-    parts = ("network", "samples", "waits", "training", "few-steps", "large-training")
     out = tmp_path / "table.md"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--out", str(out), "--only", *parts])
     with pytest.raises(SystemExit) as ended:
@@ -27,9 +35,9 @@ def test_small_sizes(script, monkeypatch, tmp_path, capfd):
     text = out.read_text()
     assert ended.value.code == 0, text
     lines = text.splitlines()
-    assert sum("| passed |" in line for line in lines) == 13
+    assert sum("| passed |" in line for line in lines) == checks
     assert "FAILED" not in text
-    assert sum("| ddpm |" in line for line in lines) - 1 == 3  # contests; one more row has the version
+    assert sum("| ddpm |" in line for line in lines) - 1 == contests  # one more row has the version
     assert "- processes: not asked for" in lines
     assert f"wrote {out}" in capfd.readouterr().err
 
