@@ -170,7 +170,6 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_does_not_depend_on_its_batch(tmp_path, sampler):
     """Image i of seed s is the same bytes at batch size 1, 3 and 12: the tiny preset, as `ddpm train` makes it."""
