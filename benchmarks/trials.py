@@ -3,7 +3,8 @@
     python benchmarks/trials.py run --out FOLDER [--data digits emoji] [--seeds 2] [--steps 1500] [--only base decay]
     python benchmarks/trials.py table --out FOLDER
 
-Every fifth image of an example is held out. The preset `tiny` is trained on the others, once for each variant and seed;
+Every fifth image of an example is held out. The preset `tiny` is trained on the others, once for each variant and seed,
+with a learning rate that stays ("base") unless the variant says otherwise;
 the variants of a seed have the same weights at the start, the same images, the same t and the same noise. Each step of
 a variant does the same work, so equal steps are equal time. Samples of the default sampler are compared with the held
 out images, as in samplers.py. Averages are read off one run, which keeps all of them.
@@ -111,7 +112,7 @@ class Perturbed(Trial):
 
 
 class Linear(Trial):
-    """The learning rate falls to 0 over the second half of the run."""
+    """The learning rate falls to 0 over the second half of the run, as with `--lr-decay 0.5`."""
 
     def _lr(self) -> float:
         return super()._lr() * min(1.0, 2 * (1 - self.step / self.config.train.steps))

@@ -224,7 +224,10 @@ def main() -> None:
 
     options.device = str(pick_device(options.device))
     for row in measure(options):
-        print(json.dumps(row), flush=True) if options.json else report(row)
+        if options.json:
+            print(json.dumps(row), flush=True)
+        else:
+            report(row)
 
 
 if __name__ == "__main__":
