@@ -3,11 +3,11 @@
     python benchmarks/trials.py run --out FOLDER [--data digits emoji] [--seeds 2] [--steps 1500] [--only base decay]
     python benchmarks/trials.py table --out FOLDER
 
-Every fifth image of an example is held out. The preset `tiny` is trained on the others, once for each variant and seed,
-with a learning rate that stays ("base") unless the variant says otherwise;
-the variants of a seed have the same weights at the start, the same images, the same t and the same noise. Each step of
-a variant does the same work, so equal steps are equal time. Samples of the default sampler are compared with the held
-out images, as in samplers.py. Averages are read off one run, which keeps all of them.
+Every fifth image of an example is held out. The preset `tiny` is trained on the others, once for each variant and seed;
+the variants of a seed have the same weights at the start, the same images, the same t and the same noise. "base" has a
+constant learning rate (`--lr-decay 0`). Each step of a variant does the same work, so equal steps are equal time.
+Samples of the default sampler are compared with the held out images, as in samplers.py. Averages are read off one run,
+which keeps all of them.
 
 `run` writes each result as soon as it has it, and goes on where it was killed. Several may run at the same time.
 """
