@@ -1,15 +1,21 @@
-"""Paired trials of weightings, averages and learning rates that are said to help, on the bundled examples.
+"""Paired trials of settings of the preset `tiny`, on the bundled examples.
 
-    python benchmarks/trials.py run --out FOLDER [--data digits emoji] [--seeds 2] [--steps 1500] [--only base decay]
-    python benchmarks/trials.py table --out FOLDER
+    python benchmarks/trials.py run --out FOLDER [--data digits emoji] [--seeds 2] [--steps 1500] [--only base tiny]
+    python benchmarks/trials.py table --out FOLDER [--against tiny]
 
-Every fifth image of an example is held out. The preset `tiny` is trained on the others, once for each variant and seed;
-the variants of a seed have the same weights at the start, the same images, the same t and the same noise. "base" has a
-constant learning rate (`--lr-decay 0`). Each step of a variant does the same work, so equal steps are equal time.
-Samples of the default sampler are compared with the held out images, as in samplers.py. Averages are read off one run,
-which keeps all of them.
+Every fifth image of an example is held out. `tiny` is trained on the others, once for each variant and seed.
 
-`run` writes each result as soon as it has it, and goes on where it was killed. Several may run at the same time.
+- Weightings, averages and learning rates that are said to help, against "base": `tiny` with a constant learning rate
+  (`--lr-decay 0`). The variants of a seed have the same weights at the start, the same images, the same t and the same
+  noise. Averages are read off one run, which keeps all of them.
+- Other networks, rates and batches, against "tiny" as it is.
+
+All variants train for the same time. Where a step of a variant does more work, or less, a short race with the steps of
+"base" tells how many it may do; it counts the time of the processor. Samples of the default sampler are compared with
+the held out images, as in samplers.py.
+
+`run` writes each result as soon as it has it, and goes on where it was killed. Several may run at the same time, with
+one thread each.
 """
 
 from __future__ import annotations
@@ -18,9 +24,13 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +50,7 @@ from features import DATA, Example
 from samplers import Judge, WholeBatches
 
 WIDTHS = {"average 0.16": 5, "average 0.09": 9, "average 0.05": 16, "average 0.03": 30}  # relative width: gamma + 1
+ROUNDS, STEPS = 5, 8  # of a race
 
 
 class Memory(Pack):
@@ -111,13 +122,6 @@ class Perturbed(Trial):
         return x_t + 0.1 * sigma * torch.randn(x_t.shape, generator=generator)
 
 
-class Linear(Trial):
-    """The learning rate falls to 0 over the second half of the run, as with `--lr-decay 0.5`."""
-
-    def _lr(self) -> float:
-        return super()._lr() * min(1.0, 2 * (1 - self.step / self.config.train.steps))
-
-
 class Root(Trial):
     """The learning rate falls to 0 as 1 - sqrt(x) over the last fifth."""
 
@@ -126,40 +130,86 @@ class Root(Trial):
         return super()._lr() * (1 - left**0.5)
 
 
-VARIANTS: dict[str, type[Trial]] = {
-    "base": Trial,
-    "min-SNR 1": min_snr(1.0),
-    "min-SNR 5": min_snr(5.0),
-    "decay, second half": Linear,
-    "decay, last fifth": Root,
-    "input perturbation": Perturbed,
+class Variant(NamedTuple):
+    """changes: of the preset `tiny`. other_work: whether a step takes another time than one of `tiny`."""
+
+    trainer: type[Trial] = Trial
+    changes: Mapping[str, Any] = MappingProxyType({})
+    other_work: bool = False
+
+
+CONSTANT = {"lr_decay": 0.0}
+VARIANTS = {
+    "base": Variant(changes=CONSTANT),
+    "min-SNR 1": Variant(min_snr(1.0), CONSTANT),
+    "min-SNR 5": Variant(min_snr(5.0), CONSTANT),
+    "decay, last fifth": Variant(Root, CONSTANT),
+    "input perturbation": Variant(Perturbed, CONSTANT),
+    "tiny": Variant(),  # its rate falls over the second half
+    "rate 1e-3": Variant(changes={"lr": 1e-3}),
+    "rate 4e-3": Variant(changes={"lr": 4e-3}),
+    "warm-up 400": Variant(changes={"lr_warmup": 400}),
+    "batch 16": Variant(changes={"batch_size": 16}, other_work=True),
+    "batch 64": Variant(changes={"batch_size": 64}, other_work=True),
+    "width 12": Variant(changes={"base_channels": 12, "norm_num_groups": 4}, other_work=True),
+    "width 24": Variant(changes={"base_channels": 24}, other_work=True),
+    "two blocks": Variant(changes={"layers_per_block": 2}, other_work=True),
+    "attention at half the size": Variant(changes={"attention_size": 16}, other_work=True),
 }
 
 
-def settings(example: Example, steps: int, seed: int) -> RunConfig:
-    preset = PRESETS["tiny"]
+def settings(variant: Variant, example: Example, steps: int, seed: int) -> RunConfig:
+    preset = replace(PRESETS["tiny"], **variant.changes)
+    rate = {key: getattr(preset, key) for key in ("lr", "lr_warmup", "lr_decay")}
     return RunConfig(
         version=__version__,
         preset="tiny",
         data=DataConfig("", example.size, example.channels, flip=example.mirror),
-        train=TrainConfig(steps, preset.batch_size, preset.lr, lr_warmup=preset.lr_warmup, seed=seed),
+        train=TrainConfig(steps, preset.batch_size, **rate, seed=seed),
         unet=preset.unet(example.size, example.channels),
         schedule=preset.schedule(),
     )
 
 
-def train(kind: type[Trial], config: RunConfig, pack: Pack) -> Iterator[tuple[str, UNet]]:
-    """Train, and yield the averaged networks by name: "" is that of `ddpm train`."""
+@contextmanager
+def trainer(kind: type[Trial], config: RunConfig, pack: Pack) -> Iterator[Trial]:
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = kind(Path(folder), config, pack, device, pick_dtype("auto", device))
-        copies = {name: UNet(config.unet).requires_grad_(False) for name in (WIDTHS if kind is Trial else {})}
+        yield kind(Path(folder), config, pack, device, pick_dtype("auto", device))
+
+
+def steps_in_equal_time(variant: Variant, example: Example, pack: Pack, steps: int) -> int:
+    """The steps of a variant that take as long as `steps` of base: the median of a race's rounds."""
+    if not variant.other_work:
+        return steps
+    kinds = VARIANTS["base"], variant
+    with ExitStack() as stack:
+        runners = [
+            stack.enter_context(trainer(kind.trainer, settings(kind, example, steps, 0), pack)) for kind in kinds
+        ]
+        ratios = []
+        for _ in range(1 + ROUNDS):
+            seconds = []
+            for runner in runners:
+                started = time.process_time()
+                for _ in range(STEPS):
+                    runner.train_step()
+                seconds.append(time.process_time() - started)
+            ratios.append(seconds[0] / seconds[1])
+        return round(steps * statistics.median(ratios[1:]))  # the first round warms up
+
+
+def train(variant: Variant, config: RunConfig, pack: Pack) -> Iterator[tuple[str, UNet]]:
+    """Train, and yield the averaged networks by name: "" is that of `ddpm train`."""
+    with trainer(variant.trainer, config, pack) as run:
+        names = WIDTHS if variant == VARIANTS["base"] else {}
+        copies = {name: UNet(config.unet).requires_grad_(False) for name in names}
         averages = [PowerLaw(list(copy.parameters()), WIDTHS[name]) for name, copy in copies.items()]
         for _ in range(config.train.steps):
-            trainer.train_step()
+            run.train_step()
             for average in averages:
-                average.update(trainer.parameters, torch.tensor(True))
-        yield "", trainer.averaged
+                average.update(run.parameters, torch.tensor(True))
+        yield "", run.averaged
         yield from copies.items()
 
 
@@ -190,9 +240,11 @@ def run(options: argparse.Namespace) -> None:
                     with lock(options.out / f"{place}.lock", wait=False):
                         if any(key.items() <= row.items() for row in results(options)):
                             continue
-                        config = settings(DATA[name], options.steps, seed)
-                        for average, unet in train(VARIANTS[variant], config, packs[name]):
-                            row = key | {"variant": average or variant}
+                        kind, example = VARIANTS[variant], DATA[name]
+                        steps = steps_in_equal_time(kind, example, packs[name], options.steps)
+                        config = settings(kind, example, steps, seed)
+                        for average, unet in train(kind, config, packs[name]):
+                            row = key | {"variant": average or variant, "steps of its own": steps}
                             row |= measure(unet, config, judges[name], options.count)
                             with lock(options.out / "results.lock"), (options.out / "trials.jsonl").open("a") as file:
                                 file.write(json.dumps(row) + "\n")
@@ -202,7 +254,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Print a row per variant: the mean over the seeds, and the mean of the paired differences from base."""
+    """Print a row per variant: the mean over the seeds, and the mean of the paired differences from another."""
     found = [row for row in results(options) if row["steps"] == options.steps]
     print(f"| {options.steps} steps | {' | '.join(f'{name} | difference' for name in options.data)} |")
     print(f"|---|{'---|---|' * len(options.data)}")
@@ -212,11 +264,10 @@ def table(options: argparse.Namespace) -> None:
             key, factor = ("frechet", 1) if name == "digits" else ("kid", 1000)
             by_seed = {
                 kind: {r["seed"]: factor * r[key] for r in found if (r["data"], r["variant"]) == (name, kind)}
-                for kind in ("base", variant)
+                for kind in (options.against, variant)
             }
-            paired = [
-                by_seed[variant][s] - by_seed["base"][s] for s in by_seed[variant].keys() & by_seed["base"].keys()
-            ]
+            theirs = by_seed[options.against]
+            paired = [value - theirs[seed] for seed, value in by_seed[variant].items() if seed in theirs]
             cells += [spread(list(by_seed[variant].values())), spread(paired)]
         print(f"| {variant} | {' | '.join(cells)} |")
 
@@ -239,6 +290,9 @@ def main() -> None:
         sub.add_argument("--seeds", type=int, default=2)
         sub.add_argument("--count", type=int, default=500, metavar="N", help="samples")
         sub.add_argument("--only", nargs="+", choices=VARIANTS, default=[])
+        sub.add_argument(
+            "--against", choices=VARIANTS, default="base", help="the variant to compare with, in the table"
+        )
     options = parser.parse_args()
     options.command(options)
 
