@@ -30,7 +30,7 @@ GROWTH = {
     **{f"16 images of {size}x{size}": f"--batch-size 16 --size {size}" for size in (16, 64)},
     "16 images of 32x32, 20 steps": "--batch-size 16 --steps 20",
 }
-COLD = "sample -m bundled:digits --n 1 --steps 10 --force -q"
+COLD = "-m ddpm_cli sample -m bundled:digits --n 1 --force -q --steps"
 
 
 def processor() -> str:
@@ -49,30 +49,25 @@ def processor() -> str:
 
 def compare(words: str, rounds: int) -> dict[str, dict[str, Any]]:
     """The rows of vs_diffusers.py by their work."""
-    command = [
-        sys.executable,
-        str(HERE / "vs_diffusers.py"),
-        *words.split(),
-        "--device",
-        "cpu",
-        "--rounds",
-        str(rounds),
-    ]
-    done = subprocess.run([*command, "--rounds", str(rounds), "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, str(HERE / "vs_diffusers.py"), *words.split(), "--device", "cpu", "--json"]
+    done = subprocess.run([*command, "--rounds", str(rounds)], stdout=subprocess.PIPE, text=True, check=True)
     return {row["work"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
-def cold_start(rounds: int) -> tuple[float, float]:
-    """Seconds of `import torch`, and of drawing one image in 10 steps, in a new process each: medians."""
-    times: tuple[list[float], list[float]] = ([], [])
+def cold_start(rounds: int) -> list[float]:
+    """Seconds of `import torch`, and of drawing one image in 10 steps and in 1, in a new process each: medians."""
+    # Python keeps the compiled modules, as pip makes it for a package that is installed.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     with TemporaryDirectory() as folder:
-        draw = ["-m", "ddpm_cli", *COLD.split(), "-o", f"{folder}/x.png"]
+        draws = ([*COLD.split(), steps, "-o", f"{folder}/x.png"] for steps in ("10", "1"))
+        commands = [["-c", "import torch"], *draws]
+        times: list[list[float]] = [[] for _ in commands]
         for _ in range(rounds + 1):
-            for seconds, words in zip(times, (["-c", "import torch"], draw), strict=True):
+            for seconds, words in zip(times, commands, strict=True):
                 start = time.perf_counter()
-                subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, env=environment)
                 seconds.append(time.perf_counter() - start)
-    return statistics.median(times[0][1:]), statistics.median(times[1][1:])  # the first one reads from the disk
+    return [statistics.median(seconds[1:]) for seconds in times]  # the first one reads from the disk
 
 
 def main() -> None:
@@ -93,8 +88,8 @@ def main() -> None:
     for name, words in GROWTH.items():
         rows = compare(f"--preset tiny --alone {words}", rounds)
         print(f"| {name} | {rows['sampling']['ours']:.3g} | {rows['training']['ours']:.3g} |", flush=True)
-    torch_alone, drawn = cold_start(rounds)
-    print(f"\n`import torch`: {torch_alone:.2f} s. `ddpm sample --n 1 --steps 10`: {drawn:.2f} s.")
+    torch_alone, ten, one = cold_start(rounds)
+    print(f"\n`import torch`: {torch_alone:.2f} s. `ddpm sample --n 1 --steps 10`: {ten:.2f} s; 1 step: {one:.2f} s.")
 
 
 if __name__ == "__main__":

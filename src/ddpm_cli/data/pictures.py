@@ -167,7 +167,8 @@ def picture_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
 
     Raises UsageError if there is no such format, or the picture is too large for it.
     """
-    kind = Image.registered_extensions().get(suffix.lower())
+    Image.preinit()  # the usual formats; all others are imported only for a name that needs them
+    kind = Image.EXTENSION.get(suffix.lower()) or Image.registered_extensions().get(suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise UsageError(f"pictures cannot be written as {suffix or 'a file without a suffix'}", "Use a name in .png.")
     buffer = io.BytesIO()
