@@ -33,12 +33,12 @@ def needed_memory(trainer: Trainer, images: int) -> float:
     """Estimate the bytes that training needs on a CPU, besides those that the trainer has allocated.
 
     The memory kept for the backward pass has a constant part (weights in another precision) and a part per image. Both
-    are measured with batches of two and of four.
+    are measured with batches of one and of two.
     """
-    two, four = (_kept(trainer, batch) for batch in (2, 4))
-    each = (four - two) / 2
+    one, two = (_kept(trainer, batch) for batch in (1, 2))
+    each = two - one
     copies = (_GRADIENTS + _MOMENTS) * sum(parameter.nbytes for parameter in trainer.parameters)
-    return trainer.checkpoint_bytes + copies + two - 2 * each + _SPARE * images * each
+    return trainer.checkpoint_bytes + copies + one - each + _SPARE * images * each
 
 
 def _kept(trainer: Trainer, images: int) -> int:
