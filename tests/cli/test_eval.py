@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_a_run_is_measured_on_its_own_images(evaluate, run, extractor):
         ("kid", "train"),
         ("precision", "train"),
         ("recall", "train"),
-        ("inception_score", "train"),
+        ("inception_score", "samples"),
     }
     train, held = found["bits_per_dim", "train"], found["bits_per_dim", "held-out"]
     assert train["images"] == 40
@@ -76,6 +77,8 @@ def test_a_run_is_measured_on_its_own_images(evaluate, run, extractor):
     assert "3 of 4 terms of 40 images" in train["how"]
     assert "40 samples (ddpm, 4 uniform steps" in found["frechet", "train"]["how"]
     assert "(train); pooled.pt" in found["frechet", "train"]["how"]
+    assert "against" not in found["inception_score", "samples"]["how"]
+    assert found["inception_score", "samples"]["reference"] is None
     assert "few samples (40)" in err
     assert json.loads((folder / RESULTS).read_text())["results"] == list(found.values())
     rows = list(csv.DictReader((folder / "bound.csv").read_text().splitlines()))
@@ -115,6 +118,48 @@ def test_an_evaluation_that_was_killed_continues(evaluate, start, run, extractor
     assert again == evaluate(run, *options)[0]
 
 
+KILLED = """
+import os
+import signal
+import sys
+
+from ddpm_cli.cli.app import main
+from ddpm_cli.evaluation import parts
+
+write, most = parts.write_file, int(sys.argv.pop(1))
+
+def write_and_die(path, *args, **options):
+    global most
+    write(path, *args, **options)
+    most -= 1
+    if not most:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+parts.write_file = write_and_die
+main()
+"""
+
+
+def test_real_images_that_were_seen_are_not_looked_at_again(evaluate, start, run, extractor):
+    """The evaluation is killed twice among the real images, which are its first work: after 5 parts, and after 4."""
+    options = ("--metrics", "fid,kid", "--features", extractor, "-n", 40, "--batch-size", 3)
+    shutil.copytree(run, "other")
+    folder = Path("other/eval/step-00000004")
+    seen: dict[Path, int] = {}
+    for parts in (5, 4):
+        process = start(parts, "eval", "other", *options, source=KILLED)
+        assert process.wait() == -9
+        now = {path: path.stat().st_mtime_ns for path in folder.glob("features/*/*.safetensors")}
+        assert len(now) == len(seen) + parts
+        assert seen.items() <= now.items()
+        seen = now
+    assert not (folder / "samples").exists()
+    again, _ = evaluate("other", *options)
+    assert not any(path.exists() for path in seen)  # the cache has the whole
+    shutil.rmtree("cache/statistics")
+    assert again == evaluate(run, *options)[0]
+
+
 def test_two_processes_measure_what_one_does(evaluate, pair, run, extractor):
     options = ("--features", extractor, "-n", 33, "--terms", 3, "--batch-size", 4, "--precision", "fp32")
     shutil.copytree(run, "other")
@@ -135,8 +180,8 @@ def test_images_are_evaluated_without_a_model(evaluate, cli, small_model, digits
     common = ("--features", extractor, "--data")
     folder, err = evaluate("--samples", "samples", *common, digits)
     array, _ = evaluate("--samples", "samples.npz", *common, digits)
-    assert {key: result["value"] for key, result in folder.items()} == {
-        key: result["value"] for key, result in array.items()
+    assert {key[0]: result["value"] for key, result in folder.items()} == {
+        key[0]: result["value"] for key, result in array.items()
     }
     assert "digits: the images are 28x28: resized to 8x8 (bicubic, crop)" in err
     same, err = evaluate("--samples", "samples", *common, "samples.npz", "--metrics", "fid,pr")
@@ -159,7 +204,7 @@ def test_statistics_are_saved_and_compared_with(evaluate, cli, small_model, digi
     assert (code, "--save-statistics digits.npz: exists already" in err) == (1, True)
     field, err = evaluate(*options, "field.npz")
     assert field["frechet", "field.npz"]["value"] == images["frechet", "digits"]["value"]
-    assert field.keys() == {("frechet", "field.npz"), ("inception_score", "field.npz")}
+    assert field.keys() == {("frechet", "field.npz"), ("inception_score", "samples.npz")}
     assert "field.npz does not say which network, images and resize it is from" in err
     assert "has no features, so there is no KID" in err
 
@@ -180,7 +225,7 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
         shutil.copy(path, few)
     code, _, err = cli("eval", small_model, *options, "few")
     assert code == 1
-    assert "few: 10 images are too few for FID, KID or precision" in err
+    assert "few: 10 images are too few for FID, KID, IS or precision" in err
 
 
 @pytest.mark.parametrize(
@@ -193,6 +238,8 @@ def test_odd_references_are_named(evaluate, cli, color_model, small_model, digit
         (("model", "--metrics", "bpd"), "--data is missing"),
         (("model", "--terms", "1"), "--terms 1: a sample needs two terms"),
         (("model", "--metrics", "bpd", "--save-statistics", "x.npz"), "--metrics bpd computes no statistics"),
+        (("model", "--metrics", "is", "--save-statistics", "x.npz"), "--metrics is computes no statistics of real im"),
+        (("--samples", "-", "--data", "-"), "-: stdin can be read only once"),
         (("model", "-m", "other"), "and --model other are two models"),
         (("model", "--save-statistics", "x.pt"), "--save-statistics x.pt: the name must end in .npz"),
         (("model", "--fit", "x"), "--fit x is not one of crop, pad, stretch"),
@@ -203,6 +250,66 @@ def test_wrong_usage(cli, small_model, args, message):
     assert (code, out) == (2, "")
     assert message in err
     assert not Path("eval").exists()
+
+
+def test_an_inception_score_needs_no_real_images(evaluate, cli, small_model, extractor):
+    """Of a model, and of its samples; which have the same score as in a comparison with real images."""
+    options = ("--features", extractor, "--metrics")
+    found, err = evaluate(small_model, *options, "is", "-n", 40, "--steps", 2)
+    [result] = found.values()
+    assert (result["metric"], result["set"], result["reference"]) == ("inception_score", "samples", None)
+    assert (result["samples"], result["reference_images"]) == (40, None)
+    assert result["how"].endswith("ema weights); pooled.pt " + result["extractor_sha256"][:8] + ", not resized")
+    assert "few samples (40): compare the Inception score only with those of as many images" in err
+    assert "Fréchet" not in err
+    [folder] = Path("eval").iterdir()
+    assert not Path("cache/statistics").exists()
+    images, _ = evaluate("--samples", folder / "samples", *options, "is")
+    [same] = images.values()
+    assert same["value"] == result["value"]
+    assert same["how"].startswith("40 images of samples; pooled.pt")
+    code, out, _ = cli("eval", "--samples", folder / "samples", *options, "is")
+    assert (code, out.split()[:3]) == (0, ["Inception", "score", "(samples)"])
+    both, _ = evaluate("--samples", folder / "samples", *options, "fid,is", "--data", folder / "samples")
+    assert both["inception_score", "samples"] == same
+    unused, err = evaluate("--samples", folder / "samples", *options, "is", "--data", "none/")
+    assert unused == images
+    assert "--data is not used: the Inception score is about the samples alone" in err
+
+
+def test_bits_per_dim_and_an_inception_score(evaluate, run, extractor):
+    found, _ = evaluate(run, "--metrics", "bpd,is", "-n", 33, "--terms", 2, "--features", extractor)
+    assert found.keys() == {("bits_per_dim", "train"), ("bits_per_dim", "held-out"), ("inception_score", "samples")}
+
+
+def test_an_extractor_without_classes_has_no_inception_score(cli, small_model, tmp_path):
+    class Means(torch.nn.Module):
+        def forward(self, x):
+            return x.float().mean((2, 3))
+
+    torch.jit.save(torch.jit.script(Means()), tmp_path / "means.pt")
+    options = ("--features", "means.pt", "--metrics", "is")
+    code, _, err = cli("eval", small_model, *options)
+    assert (code, "--metrics is: not possible with means.pt, which has no classes" in err) == (1, True), err
+    code, _, err = cli("eval", small_model, *options, "-n", 31)
+    assert (code, "samples: 31 images are too few" in err) == (1, True), err
+    assert not Path("eval").exists()
+
+
+def test_two_processes_share_a_list_on_stdin(evaluate, pair, small_model, digits, extractor):
+    """Only the first can read it: torchrun gives all of its processes one stdin."""
+    names = "".join(f"{path}\n" for path in sorted(digits.rglob("*.png"))).encode()
+    options = ("--features", extractor, "--metrics", "fid", "-n", 33, "--steps", 2, "--batch-size", 4)
+    reader, writer = os.pipe()  # the list is far smaller than what a pipe holds
+    os.write(writer, names)
+    os.close(writer)
+    first, second = pair("eval", small_model, *options, "--data", "-", "-o", "list", "--json", stdin=reader)
+    os.close(reader)
+    assert first.wait() == second.wait() == 0, first.err + second.err
+    [found] = json.loads(first.out)["results"]
+    assert (found["set"], found["reference_images"]) == ("list", 60)
+    one, _ = evaluate(small_model, *options, "--data", digits)
+    assert found["value"] == pytest.approx(one["frechet", "digits"]["value"], rel=1e-5)
 
 
 def test_a_missing_extractor_is_found_before_anything_is_measured(cli, run):
@@ -216,6 +323,8 @@ def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_mo
     """Too few samples or images, statistics of another extractor, and metrics that are not possible."""
     np.savez("other.npz", mu=np.zeros(9), sigma=np.eye(9))
     np.savez("field.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez("broken.npz", mu=np.zeros(4), sigma=np.eye(9))
+    np.savez("big.npz", arr_0=np.zeros((40, 16, 16, 1), np.uint8))
     (tmp_path / "few").mkdir()
     for path in sorted(digits.rglob("*.png"))[:10]:
         shutil.copy(path, tmp_path / "few")
@@ -224,9 +333,14 @@ def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_mo
         (("--data", "few"), "few: 10 images are too few"),
         (("--data", "other.npz"), "other.npz: has 9 features, and the extractor of the samples gives 4"),
         (("--data", "field.npz", "--metrics", "kid,pr"), "--metrics kid,pr: not possible with pooled.pt and field.npz"),
+        (("--data", "broken.npz"), "broken.npz: mu is (4,) and sigma is (9, 9)"),
+        (("--data", "big.npz"), "--data big.npz: its images are 16x16 gray, not 8x8 gray"),
+        (("--data", digits, "--save-statistics", "field.npz"), "--save-statistics field.npz: exists already"),
+        (("--metrics", "bpd,is"), "--data is missing"),
+        (("--data", digits, "--metrics", "fid", "--order", 9), "--order 9"),
     ):
         code, _, err = cli("eval", small_model, "--features", extractor, *args)
-        assert (code, message in err) == (1, True), err
+        assert (code in (1, 2), message in err) == (True, True), err
         assert not Path("eval").exists()
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from ddpm_cli import DDPM
-from ddpm_cli.evaluation import evaluate, features
-from ddpm_cli.evaluation.evaluate import Images, bound_of, bound_result, features_in_parts, spread
-from ddpm_cli.evaluation.extractors import Extractor
+from ddpm_cli.evaluation import evaluate
+from ddpm_cli.evaluation.evaluate import Images, bound_of, bound_result, spread
 
 
 class InMemory:
@@ -61,18 +60,6 @@ def test_one_image_has_no_interval_in_words(measured):
     (one, _), (two, _) = measured(n=1), measured(n=2)
     assert "all 20 terms of 1 image: L_T" in bound_result(one, "images", 20)["how"]
     assert "all 20 terms of 2 images, 95 % interval " in bound_result(two, "images", 20)["how"]
-
-
-def test_a_limited_number_of_features_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "KEPT", 10)
-    images = torch.randint(0, 256, (37, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    means = Extractor(
-        lambda x: (x.float().mean((2, 3)), x[:, 0, 0].float()), tmp_path, "a", torch.device("cpu"), "means"
-    )
-    found = features_in_parts(means, Images("images", InMemory(images)), 37, tmp_path, batch_size=5)
-    assert len(found.features) == len(found.logits) == 10
-    assert found.statistics.count == 37
-    torch.testing.assert_close(found.statistics.mu, images.double().mean((0, 2, 3)))
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 64, 1000])

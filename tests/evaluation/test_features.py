@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from ddpm_cli.data import pictures
 from ddpm_cli.data.images import decode, from_pil
 from ddpm_cli.data.npz import Npz
 from ddpm_cli.errors import DataError
-from ddpm_cli.evaluation import features, reference
+from ddpm_cli.evaluation import features
 from ddpm_cli.evaluation.comparison import described, remarks, require_comparable
 from ddpm_cli.evaluation.distances import frechet, inception_score, kid, precision_recall
+from ddpm_cli.evaluation.evaluate import Images, features_in_parts
 from ddpm_cli.evaluation.extractors import Extractor, open_extractor
-from ddpm_cli.evaluation.features import batches_of, features_of, merged
-from ddpm_cli.evaluation.moments import Statistics
+from ddpm_cli.evaluation.features import features_of
+from ddpm_cli.evaluation.moments import Statistics, moments
 from ddpm_cli.evaluation.reference import open_reference
 from ddpm_cli.evaluation.statistics import FeatureSet, feature_set, has_statistics, read_statistics, write_statistics
 
@@ -46,66 +48,82 @@ def random(count, shape=(3, 2, 2), seed=0):
 
 
 class Counted:
-    """The mean and the largest value of each channel as features, the first pixel as logits; counts the images."""
+    """The mean and the largest value of each channel as features, the first pixel as logits; counts the images.
 
-    def __init__(self):
+    most: of the images that it takes, after which it is interrupted.
+    """
+
+    def __init__(self, most=None):
         self.images = 0
+        self.most = most
 
     def __call__(self, images):
+        if self.most is not None and self.images + len(images) > self.most:
+            raise KeyboardInterrupt
         self.images += len(images)
         x = images.float().flatten(2)
         return torch.cat([x.mean(2), x.amax(2)], 1), x[:, :, 0]
 
 
-def extractor(sha256="a" * 64):
-    return Extractor(Counted(), Path("counted.pt"), sha256, CPU, "counted", channels=3)
+def extractor(sha256="a" * 64, most=None):
+    return Extractor(Counted(most), Path("counted.pt"), sha256, CPU, "counted", channels=3)
 
 
-def computed(images, rows=None, batch_size=7, **options):
-    rows = range(len(images)) if rows is None else rows
-    return features_of(extractor(), batches_of(images, rows, batch_size), rows, len(images), **options)
+def computed(images, place="parts", batch_size=7, most=None, **options):
+    place = Path(place, f"{images.fingerprint}-{len(images)}")
+    return features_of(extractor(most=most), images, len(images), place, batch_size, **options)
 
 
-def a_set(count=40, seed=0, **options):
+def a_set(count=40, seed=0):
     images = random(count, seed=seed)
-    return feature_set(computed(images), extractor(), images.shape, "some images", images.fingerprint, **options)
+    return feature_set(computed(images), extractor(), images.shape, "some images", images.fingerprint)
 
 
 def test_parts_make_the_whole():
     images = random(3000)
-    whole = computed(images)
     expected = Counted()(images.images)
-    torch.testing.assert_close(whole.moments.statistics.sigma, torch.cov(expected[0].double().T))
-    assert whole.moments.count == 3000
-    assert whole.kept.equal(expected[0])
-    assert whole.logits.equal(expected[1])
-    parts = merged(computed(images, rows) for rows in (range(1100), range(1100, 1100), range(1100, 3000)))
-    assert parts.kept.equal(whole.kept)
-    assert parts.logits.equal(whole.logits)
-    torch.testing.assert_close(parts.moments.scatter, whole.moments.scatter, rtol=1e-12, atol=1e-6)
+    for size in (7, 1100):
+        whole = computed(images, f"parts-{size}", size)
+        torch.testing.assert_close(whole.moments.statistics.sigma, torch.cov(expected[0].double().T))
+        assert whole.moments.count == 3000
+        assert whole.kept.equal(expected[0])
+        assert whole.logits.equal(expected[1])
+
+
+def test_features_go_on_after_an_interruption(monkeypatch):
+    """Those that exist are not computed again, and the result does not depend on how the parts were cut."""
+    monkeypatch.setattr(features, "KEPT", 10)
+    images = random(37)
+    whole = computed(images, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        computed(images, batch_size=5, most=20)
+    again = computed(images, batch_size=6, most=17)
+    assert again.kept.equal(whole.kept)
+    assert again.logits.equal(whole.logits)
+    torch.testing.assert_close(again.moments.scatter, whole.moments.scatter, rtol=1e-12, atol=1e-6)
+    computed(images, most=0)
+    with pytest.raises(KeyboardInterrupt):
+        computed(images, most=0, again=True)
 
 
 def test_a_limited_number_of_features_is_kept(monkeypatch):
     monkeypatch.setattr(features, "KEPT", 10)
     images = random(37)
-    whole = computed(images)
-    parts = merged(computed(images, rows) for rows in (range(20), range(20, 37)))
-    assert len(whole.kept) == len(whole.logits) == 10
-    assert parts.kept.equal(whole.kept)
-    assert whole.moments.count == 37
-    all_of_them = Counted()(images.images)[0]
-    places = [(all_of_them == row).all(1).nonzero().item() for row in whole.kept]
+    found = features_in_parts(extractor(), Images("images", images), 37, Path("eval"), batch_size=5)
+    assert len(found.features) == len(found.logits) == 10
+    assert found.statistics.count == 37
+    all_of_them, logits = Counted()(images.images)
+    torch.testing.assert_close(found.statistics.mu, all_of_them.double().mean(0))
+    places = [(all_of_them == row).all(1).nonzero().item() for row in found.features]
+    assert places == sorted(places)
     assert max(b - a for a, b in itertools.pairwise(places)) <= 4  # evenly spread
+    assert found.logits.equal(logits[places])
 
 
-def test_progress_and_a_wrong_number_of_images():
+def test_progress():
     seen = []
     computed(random(16), progress=lambda *now: seen.append(now))
     assert seen == [("extracting features", done, 16) for done in (7, 14, 16)]
-    with pytest.raises(ValueError, match="15 images, not 16"):
-        features_of(extractor(), [random(15).images], range(16), 16)
-    with pytest.raises(ValueError, match="no features"):
-        merged([])
 
 
 def test_one_image_has_no_statistics():
@@ -114,7 +132,8 @@ def test_one_image_has_no_statistics():
 
 
 def test_statistics_are_written_and_read(tmp_path):
-    found = a_set(mirrored=3)
+    found = a_set()
+    found = replace(found, origin=replace(found.origin, mirrored=3))
     path = tmp_path / "new" / "real.npz"
     write_statistics(path, found)
     again = read_statistics(path)
@@ -193,29 +212,76 @@ def test_files_that_are_no_statistics():
         assert caught.value.message.startswith(f"{name}: ")
 
 
+def opened(images, judge=None, name="real", **options):
+    return open_reference(images, name, judge or extractor(), Path("cache"), Path("eval"), **options)
+
+
+def kept_parts():
+    return sorted(Path("eval").rglob("*.safetensors"))
+
+
 def test_a_reference_is_computed_once():
-    images, cache = random(40), Path("cache")
+    images = random(40)
     first = extractor()
-    found = open_reference(images, "real", first, cache, batch_size=9)
-    torch.testing.assert_close(found.statistics.mu, Counted()(images.images)[0].double().mean(0))
+    found = opened(images, first, batch_size=9)
+    expected = Counted()(images.images)[0].double()
+    torch.testing.assert_close(found.statistics.mu, expected.mean(0))
+    torch.testing.assert_close(found.statistics.sigma, torch.cov(expected.T))
+    assert found.features.equal(expected.float())
     assert first._network.images == 40
-    moved = open_reference(images, "moved", first, cache)
+    moved = opened(images, first, "moved")
     assert first._network.images == 40
     assert (moved.name, moved.statistics.mu.tolist()) == ("moved", found.statistics.mu.tolist())
+    assert moved.statistics.sigma.equal(found.statistics.sigma)
     assert moved.features.equal(found.features)
     for other_images, other in ((random(40, seed=1), first), (images, extractor("b" * 64))):
         before = other._network.images
-        open_reference(other_images, "other", other, cache)
+        opened(other_images, other)
         assert other._network.images == before + 40
-    assert len(list((cache / "statistics").iterdir())) == 3
+    assert len(list(Path("cache/statistics").iterdir())) == 3
+
+
+def test_a_reference_goes_on_after_an_interruption():
+    """What was computed is in the folder of the evaluation until the cache has the whole."""
+    images = random(40)
+    with pytest.raises(KeyboardInterrupt):
+        opened(images, extractor(most=27), batch_size=9)
+    assert len(kept_parts()) == 3
+    assert not Path("cache/statistics").exists()
+    rest = extractor(most=13)
+    found = opened(images, rest, batch_size=9)
+    assert rest._network.images == 13
+    assert kept_parts() == []
+    shutil.rmtree("cache")
+    whole = opened(images, batch_size=9)
+    assert found.features.equal(whole.features)
+    assert found.statistics.sigma.equal(whole.statistics.sigma)
+    assert found.origin == whole.origin
+
+
+def test_a_reference_that_the_cache_cannot_hold_stays_in_parts():
+    images = random(40)
+    Path("cache").touch()
+    found = opened(images)
+    assert kept_parts()
+    assert opened(images, extractor(most=0)).features.equal(found.features)
+
+
+def test_samples_and_real_images_that_are_the_same_have_parts_of_their_own():
+    """Those of the real images are removed."""
+    images = random(40)
+    features_in_parts(extractor(), Images("samples", images), 40, Path("eval"))
+    before = kept_parts()
+    opened(images)
+    assert kept_parts() == before != []
 
 
 def test_a_damaged_reference_in_the_cache_is_computed_again():
-    images, cache = random(40), Path("cache")
-    found = open_reference(images, "real", extractor(), cache)
-    (path,) = (cache / "statistics").iterdir()
+    images = random(40)
+    found = opened(images)
+    (path,) = Path("cache/statistics").iterdir()
     path.write_bytes(path.read_bytes()[:999])
-    again = open_reference(images, "real", extractor(), cache)
+    again = opened(images)
     assert again.statistics.mu.equal(found.statistics.mu)
     assert read_statistics(path).statistics.count == 40
 
@@ -226,9 +292,10 @@ def test_mirrored_references_are_noticed():
     plain = InMemory(torch.cat([images, images[:3]]))
     mirrored = InMemory(torch.cat([images, images[:20].flip(3)]))
     for found, expected in ((plain, 0), (mirrored, 40), (InMemory(symmetric), 0)):
-        hashes = torch.cat([reference._hashes(batch) for batch in batches_of(found, range(len(found)), 8)])
-        assert reference.mirrored_images(hashes) == expected
-    cached = [open_reference(mirrored, "real", extractor(), Path("cache")) for _ in range(2)]
+        assert computed(found, batch_size=8).mirrored == expected
+    with pytest.raises(KeyboardInterrupt):
+        opened(mirrored, extractor(most=30), batch_size=10)
+    cached = [opened(mirrored) for _ in range(2)]
     assert [found.origin.mirrored for found in cached] == [40, 40]
     assert "40 reference images are mirror images of others" in " ".join(remarks(a_set(), cached[1]))
 
@@ -298,14 +365,27 @@ def test_real_digits_are_nearer_to_digits_than_their_negatives_are(digits):
     """The bundled extractor, from files to distances."""
     images = torch.stack([from_pil(decode(file, file.name, 1)) for file in sorted(digits.rglob("*.png"))])
     judge = open_extractor(DIGITS, CPU)
-    even, odd, negative = (
-        features_of(judge, [part], range(len(part)), len(part)) for part in (images[::2], images[1::2], 255 - images)
+    even, odd, negative = (judge(part) for part in (images[::2], images[1::2], 255 - images))
+    near, far = (
+        frechet(moments(even.features).statistics, moments(found.features).statistics) for found in (odd, negative)
     )
-    near, far = (frechet(even.moments.statistics, found.moments.statistics) for found in (odd, negative))
     assert far > 3 * near
-    assert kid(even.kept, odd.kept).mean < 0.1 * kid(even.kept, negative.kept).mean
-    assert precision_recall(even.kept, negative.kept) == (0, 0)
+    assert kid(even.features, odd.features).mean < 0.1 * kid(even.features, negative.features).mean
+    assert precision_recall(even.features, negative.features) == (0, 0)
     assert inception_score(even.logits, splits=1).mean > 5
+
+
+class Once:
+    """An extractor that is interrupted after some batches."""
+
+    def __init__(self, judge, batches):
+        self.judge, self.left = judge, batches
+
+    def __call__(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return tuple(self.judge(images))
 
 
 TOGETHER = """
@@ -322,23 +402,36 @@ from ddpm_cli.evaluation.statistics import write_statistics
 
 with process_group() as world:
     extractor = open_extractor(sys.argv[1], torch.device("cpu"))
+    cache = Path(f"cache-{world.rank}")  # each machine may have its own
     for name in ("computed", "cached"):
-        images = Npz(Path(sys.argv[2]), Path("cache"))
-        found = open_reference(images, "real", extractor, Path("cache"), world=world)
-        write_statistics(Path(f"{name}-{world.rank}.npz"), found)
+        images = Npz(Path(sys.argv[2]), cache)
+        found = open_reference(
+            images, "real", extractor, cache, Path("eval"), 8, world, lambda what, done, total: print(name, done, total)
+        )
+        if found:
+            write_statistics(Path(f"{name}-{world.rank}.npz"), found)
 """
 
 
 def test_two_processes_compute_a_reference_together(pair, digits):
+    """Each computes half of what is missing; only the first gets the result, and keeps it in its cache."""
     images = torch.stack([from_pil(decode(file, file.name, 1)) for file in sorted(digits.rglob("*.png"))])
     Path("real.npz").write_bytes(pictures.npz_bytes([images], len(images)))
-    for process in pair(DIGITS, "real.npz", source=TOGETHER):
-        process.finish()
     judge = open_extractor(DIGITS, CPU)
-    alone = features_of(judge, [images], range(60), 60)
-    for name in ("computed-0", "computed-1", "cached-0", "cached-1"):
+    first = Extractor(Once(judge, 2), DIGITS, judge.sha256, CPU, judge.name, channels=1)
+    with pytest.raises(KeyboardInterrupt):
+        open_reference(Npz(Path("real.npz"), Path("cache")), "real", first, Path("cache"), Path("eval"), 8)
+    processes = pair(DIGITS, "real.npz", source=TOGETHER)
+    for process in processes:
+        process.finish()
+        assert process.out.decode().splitlines()[-1] == "computed 22 22"
+    alone = judge(images)
+    for name in ("computed-0", "cached-0"):
         found = read_statistics(Path(f"{name}.npz"))
-        torch.testing.assert_close(found.features, alone.kept, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.statistics.sigma, alone.moments.statistics.sigma, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.features, alone.features, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.statistics.sigma, torch.cov(alone.features.double().T), rtol=1e-4, atol=1e-5)
         assert found.statistics.count == 60
-    assert len(list(Path("cache/statistics").iterdir())) == 1
+    assert len(list(Path("cache-0/statistics").iterdir())) == 1
+    assert not Path("computed-1.npz").exists()
+    assert not Path("cache-1/statistics").exists()
+    assert kept_parts() == []

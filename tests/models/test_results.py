@@ -22,6 +22,7 @@ from ddpm_cli.training.presets import PRESETS
 FID = {"metric": "fid", "set": "cats", "value": 3.17, "how": "50000 samples | Inception 6726825d"}
 BITS = {"metric": "bits_per_dim", "set": "train", "value": 3.721, "error": 0.004, "how": "all terms"}
 KID = {"metric": "kid", "set": "cats", "value": 0.00071, "deviation": 0.0001, "how": ""}
+IS = {"metric": "inception_score", "set": "samples", "value": 9.46, "deviation": 0.11, "how": "50000 samples"}
 
 
 def test_results_replace_those_of_the_same_metric_and_images(tmp_path):
@@ -59,15 +60,17 @@ def test_words():
         ("bits/dim (train)", "3.7210 ± 0.0040", "all terms"),
         ("KID x 1000 (a\\nb)", "0.710 ± 0.100", ""),
     ]
+    assert in_words([IS]) == [("Inception score (samples)", "9.460 ± 0.110", "50000 samples")]
 
 
 def test_the_card_shows_them():
     about = facts(PRESETS["cifar10"].unet(32, 3), ScheduleConfig())
-    text = model_card(about, None, False, "me/cats", [FID, BITS])
+    text = model_card(about, None, False, "me/cats", [FID, BITS, IS])
     assert "| FID (cats) | 3.170 | 50000 samples \\| Inception 6726825d |" in text
     assert is_generated(text)
     found = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
-    assert found == {"fid": 3.17, "bits_per_dim": 3.721}
+    assert found == {"fid": 3.17, "bits_per_dim": 3.721, "inception_score": 9.46}
+    assert "| Inception score (samples) | 9.460 ± 0.110 | 50000 samples |" in text
     assert "Evaluation" not in model_card(about, None, False, "me/cats")
 
 

@@ -44,7 +44,7 @@ def eval(
             "--data",
             metavar="IMAGES",
             help="The real images, in whatever form ddpm train takes, or an .npz file with their statistics (mu, "
-            "sigma). May be repeated. Default: those of the run.",
+            "sigma). May be repeated. Default: those of the run. Neither needed nor used for --metrics is.",
         ),
     ] = None,
     metrics: Annotated[
@@ -136,14 +136,22 @@ def eval(
     chosen = _metrics(metrics, samples is not None)
     if samples is not None and (model or address != os.environ.get("DDPM_MODEL")):
         raise UsageError("--samples is evaluated without a model", "Leave MODEL out, or --samples.")
-    if samples is not None and not data:
-        raise UsageError("--data is missing: the real images", "Give a folder, or an .npz file with their statistics.")
+    if samples is not None and not data and chosen != ("is",):
+        raise UsageError(
+            "--data is missing: the real images",
+            "Give a folder, or an .npz file with their statistics. --metrics is needs none.",
+        )
+    if [samples, *(data or ())].count("-") > 1:
+        raise UsageError("-: stdin can be read only once", "Write one of the lists to a file.")
     if terms is not None and terms < 2:
         raise UsageError("--terms 1: a sample needs two terms or more")
     if save is not None and save.suffix != ".npz":
         raise UsageError(f"--save-statistics {save}: the name must end in .npz")
-    if save is not None and chosen == ("bpd",):
-        raise UsageError("--save-statistics: --metrics bpd computes no statistics", "Add fid to --metrics.")
+    if save is not None and chosen is not None and not {*chosen} & {"fid", "kid", "pr"}:
+        raise UsageError(
+            f"--save-statistics: --metrics {','.join(chosen)} computes no statistics of real images",
+            "Add fid to --metrics.",
+        )
     if model and address != os.environ.get("DDPM_MODEL"):
         raise UsageError(f"{model} and --model {address} are two models", "Give one of them.")
     from ddpm_cli.cli.evaluation import Evaluation, Request

@@ -22,7 +22,7 @@ from ddpm_cli.data import pictures, plots
 from ddpm_cli.data.cache import cache_folder
 from ddpm_cli.data.images import check_background
 from ddpm_cli.data.pack import Pack
-from ddpm_cli.data.sources import name_of
+from ddpm_cli.data.sources import Listed, name_of, read_streams
 from ddpm_cli.data.split import open_part
 from ddpm_cli.diffusion.samplers import Sampling
 from ddpm_cli.distributed import World
@@ -69,8 +69,16 @@ class Request:
         return self.metrics is None or metric in self.metrics
 
     def of_features(self) -> tuple[str, ...]:
-        """The metrics that compare features."""
+        """The metrics that are computed from features."""
         return tuple(metric for metric in _OF_FEATURES if self.wants(metric))
+
+    def compares(self) -> bool:
+        """Whether a metric compares samples with real images: all of features do but the Inception score."""
+        return self.of_features() not in ((), ("is",))
+
+    def needs_images(self) -> bool:
+        """Whether a metric is about real images, or their statistics."""
+        return self.compares() or self.wants("bpd")
 
     def statistics(self) -> Path | None:
         """The file of statistics that `data` is, if it is one."""
@@ -90,6 +98,9 @@ class Evaluation:
     def __init__(self, request: Request, console: Console, world: World, held: ExitStack, force: bool) -> None:
         """held: contexts that stay open until the end, such as locks. force: replace samples and results."""
         check_background(request.background)
+        if request.data and not request.needs_images():
+            console.warn("--data is not used: the Inception score is about the samples alone")
+            request = replace(request, data=())
         self.request = request
         self.console = console
         self.world = world
@@ -116,20 +127,24 @@ class Evaluation:
             extractor = self._extractor(self.world.pick_device(device))
         exact = open_model(self.console, located, device, "fp32", weights, self.world)
         fingerprint = self.world.on_main(exact.fingerprint)
-        sets = [] if statistics else self._real(located, exact.shape)
+        sets = self._real(located, exact.shape) if request.needs_images() and not statistics else []
+        real = (sets[0] if sets else statistics) if request.compares() else None
         n = request.n or _COUNT
-        reference, against = None, ""
-        if extractor:  # what is wrong with it is found before anything is measured
-            reference, against = self._reference(extractor, exact.shape, n, sets[0] if sets else statistics)
-        folder = self._opened(output or default_folder(located.folder, located.name, weights), fingerprint)
-        drawing = self._plan(located, device, precision, weights, sampling, folder) if extractor else None
+        folder = output or default_folder(located.folder, located.name, weights)
+        drawing, reference = None, None
+        if extractor:  # what is wrong with it is found before anything is made
+            reference = self._expected(extractor, exact.shape, n, real)
+            drawing = self._plan(located, device, precision, weights, sampling, folder)
+        self._open_folder(folder, fingerprint)
+        if extractor:
+            reference = self._reference(extractor, real, reference, folder)
         about = {"version": __version__, "weights": weights}
         if request.wants("bpd") and sets:
             self._bound(exact, sets, folder)
             self._write(folder, fingerprint, about)
-        if extractor and reference and drawing:
+        if extractor and drawing:
             drawn, how = self._draw(*drawing, n, weights, folder)
-            self._compare(extractor, drawn, n, reference, f"{how} against {against}", folder)
+            self._compare(extractor, drawn, n, reference, how, folder)
         self._finish(folder, fingerprint, about)
 
     def of_images(self, samples: str, device: str, output: Path | None) -> None:
@@ -138,21 +153,23 @@ class Evaluation:
         statistics = self.world.on_main(request.statistics)
         extractor = self._extractor(self.world.pick_device(device))  # first, since it may have to be downloaded
         with self.console.progress("looking for images") as progress:
-            found = self.world.first_on_main(
-                lambda: open_samples([samples], cache_folder(), request.background, progress)
-            )
+            paths = self._read_once([samples])
+            found = self.world.first_on_main(lambda: open_samples(paths, cache_folder(), request.background, progress))
         drawn = self._named(name_of([samples]), found)
-        real = statistics or self._open([*request.data], drawn.pixels.shape)
+        shape = drawn.pixels.shape
+        real = (statistics or self._open([*request.data], shape)) if request.compares() else None
         n = min(request.n or len(drawn.pixels), len(drawn.pixels))
         if request.n and request.n > n:
             self.console.warn(f"--n {request.n}: there are {n} samples")
-        reference, against = self._reference(extractor, drawn.pixels.shape, n, real, drawn.name)
+        expected = self._expected(extractor, shape, n, real, drawn.name)
         fingerprint = self.world.on_main(lambda: drawn.pixels.fingerprint)
-        folder = self._opened(output or Path("eval") / drawn.name, fingerprint)
-        self._compare(extractor, drawn, n, reference, f"{n} images of {drawn.name} against {against}", folder)
+        folder = output or Path("eval") / drawn.name
+        self._open_folder(folder, fingerprint)
+        reference = self._reference(extractor, real, expected, folder)
+        self._compare(extractor, drawn, n, reference, f"{n} images of {drawn.name}", folder)
         self._finish(folder, fingerprint, {"version": __version__, "samples": drawn.name})
 
-    def _opened(self, folder: Path, fingerprint: str) -> Path:
+    def _open_folder(self, folder: Path, fingerprint: str) -> None:
         """Make the folder of the evaluation, and lock it. Raises DataError if it has results of something else."""
 
         def make() -> None:
@@ -169,7 +186,6 @@ class Evaluation:
                 require_results_of(folder, fingerprint)
 
         self.world.on_main(make)
-        return folder
 
     def _extractor(self, device: torch.device) -> Extractor:
         with self.console.progress("loading the extractor") as progress:
@@ -182,7 +198,10 @@ class Evaluation:
         run = located.folder.parent.parent
         if located.folder.parent.name != CHECKPOINTS or not is_run(run):
             raise self.world.reported_once(
-                UsageError("--data is missing: the real images", "Give the images that the model was trained on.")
+                UsageError(
+                    "--data is missing: the real images",
+                    "Give the images that the model was trained on. --metrics is needs none.",
+                )
             )
         data = self.world.on_main(lambda: read_config(RunConfig, run / CONFIG)).data
 
@@ -201,16 +220,21 @@ class Evaluation:
         request, cache = self.request, cache_folder()
         array = any(path.lower().endswith(".npz") for path in paths)
         with self.console.progress("looking for images") as progress:
+            once = self._read_once(paths)
             if array:
-                found = self.world.first_on_main(lambda: open_samples(paths, cache, progress=progress))
+                found = self.world.first_on_main(lambda: open_samples(once, cache, progress=progress))
             else:
                 found = self.world.first_on_main(
-                    lambda: open_images(paths, shape, cache, request.fit, request.background, progress)
+                    lambda: open_images(once, shape, cache, request.fit, request.background, progress)
                 )
         if found.pixels.shape != shape:  # the images of an array are taken as they are
             here, wanted = (f"{w}x{h} {'gray' if c == 1 else 'RGB'}" for c, h, w in (found.pixels.shape, shape))
             raise self.world.reported_once(DataError(f"--data {paths[0]}: its images are {here}, not {wanted}"))
         return self._named(name_of(paths), found)
+
+    def _read_once(self, paths: Sequence[str]) -> list[str | Listed]:
+        """The paths, with the lists that come through pipes: only one process can read those."""
+        return self.world.on_main(lambda: read_streams(paths))
 
     def _named(self, name: str, found: Collection) -> Images:
         """Images for people to know by this name, with notes on what they are not."""
@@ -268,61 +292,76 @@ class Evaluation:
         how = f"{n} samples ({plan.describe()}, seed {request.seed}, {dtype}, {weights} weights)"
         return Images("samples", Drawn(place, n, model.shape)), how
 
-    def _reference(
+    def _expected(
         self,
         extractor: Extractor,
         shape: tuple[int, int, int],
         n: int,
         real: Images | Path | None,
         name: str = "samples",
-    ) -> tuple[FeatureSet, str]:
-        """The real images, or their statistics, and where they are from.
+    ) -> FeatureSet | None:
+        """The statistics of real images in a file, or what images will be compared as. None without, and above rank 0.
 
-        Raises DDPMError if they cannot be compared with n samples of this shape and name, or cannot be saved.
+        Raises DDPMError if n samples of this shape and name cannot be compared with them, or they cannot be saved.
         """
-        request = self.request
-        samples = self.world.on_main(lambda: replace(stand_in(extractor, shape, n), name=name))
-        self.world.on_main(lambda: require_enough(name, n))
-        if isinstance(real, Images):
-            with self.console.progress("extracting features of the real images") as progress:
-                reference = open_reference(
-                    *(real.pixels, real.name, extractor, cache_folder(), request.batch_size, self.world, progress)
-                )
-            source = f"{self._source} ({real.name})" if self._source else real.name
-            against = f"{reference.statistics.count} images of {source}"
-        else:
-            assert real is not None
-            reference = self.world.on_main(lambda: read_statistics(real))
-            against = f"the statistics in {reference.name}"
-            if count := reference.statistics.count:
-                against = f"{count} images of {reference.name}"
+        wanted, save = self.request.of_features(), self.request.save
 
-        def check() -> None:
-            require_comparable(samples, reference)
-            if not possible(wanted := request.of_features(), samples, reference):
+        def check() -> FeatureSet | None:
+            samples = stand_in(extractor, shape, n, name)
+            require_enough(name, n)
+            reference = None
+            if isinstance(real, Images):
+                pixels = real.pixels
+                reference = stand_in(extractor, pixels.shape, len(pixels), real.name, pixels.fingerprint)
+            elif real:
+                reference = read_statistics(real)
+            if reference:
+                require_comparable(samples, reference)
+            if not possible(wanted, samples, reference):
+                what = f" and {reference.name}" if reference else ", which has no classes"
                 raise DataError(
-                    f"--metrics {','.join(wanted)}: not possible with {extractor.name} and {reference.name}",
+                    f"--metrics {','.join(wanted)}: not possible with {extractor.name}{what}",
                     "IS needs an extractor with classes. KID, precision and recall need the real images' features.",
                 )
-            if request.save:
-                self._save(request.save, reference)
+            if save and reference:
+                self._is_saved(save, reference)
+            return reference
 
-        self.world.on_main(check)
-        return reference, against
+        return self.world.on_all(lambda: check() if self.world.is_main else None)
 
-    def _save(self, path: Path, reference: FeatureSet) -> None:
-        """Write --save-statistics. An evaluation that continues finds its own file."""
-        if path.exists() and not self._force:
-            with contextlib.suppress(DataError):
-                if read_statistics(path).origin == reference.origin:
-                    return
-            raise DDPMError(f"--save-statistics {path}: exists already", "Name another file, or use --force.")
-        write_statistics(path, reference)
+    def _reference(
+        self, extractor: Extractor, real: Images | Path | None, expected: FeatureSet | None, folder: Path
+    ) -> FeatureSet | None:
+        """What samples are compared with, on rank 0. It is saved, if that was asked for. expected: see `_expected`."""
+        if not isinstance(real, Images):
+            return expected
+        request = self.request
+        with self.console.progress("extracting features of the real images") as progress:
+            reference = open_reference(
+                *(real.pixels, real.name, extractor, cache_folder(), folder, request.batch_size, self.world, progress)
+            )
+
+        def save() -> None:
+            if request.save and reference and not self._is_saved(request.save, reference):
+                write_statistics(request.save, reference)
+
+        self.world.on_main(save)
+        return reference
+
+    def _is_saved(self, path: Path, reference: FeatureSet) -> bool:
+        """Whether --save-statistics has this reference already. Raises DDPMError if the file has something else."""
+        if self._force or not path.exists():
+            return False
+        with contextlib.suppress(DataError):
+            origin = read_statistics(path).origin
+            if origin and reference.origin and origin == replace(reference.origin, mirrored=origin.mirrored):
+                return True  # how many are mirrored follows from the others, and is not known yet in `_expected`
+        raise DDPMError(f"--save-statistics {path}: exists already", "Name another file, or use --force.")
 
     def _compare(
-        self, extractor: Extractor, drawn: Images, n: int, reference: FeatureSet, how: str, folder: Path
+        self, extractor: Extractor, drawn: Images, n: int, reference: FeatureSet | None, how: str, folder: Path
     ) -> None:
-        """Compare samples with the real images. how: both, in words."""
+        """Measure samples, and compare them with the real images. how: the samples, in words."""
         request, console = self.request, self.console
         with console.progress("extracting features of the samples") as progress:
             samples = features_in_parts(
@@ -335,11 +374,18 @@ class Evaluation:
                 console.warn(remark)
             if samples.logits is None and request.wants("is"):
                 console.warn(f"{extractor.name} has no classes, so there is no Inception score")
-            described = f"{how}; {extractor.name} {extractor.sha256[:8]}, {extractor.resize}"
+            against = self._in_words(reference) if reference else ""
             with console.progress("comparing") as progress:
-                self._results += compared(request.of_features(), samples, reference, described, progress)
+                self._results += compared(request.of_features(), samples, reference, how, against, progress)
 
         self.world.on_main(lambda: compare() if self.world.is_main else None)
+
+    def _in_words(self, reference: FeatureSet) -> str:
+        """How many real images there are, and where they are from."""
+        count, name = reference.statistics.count, reference.name
+        if count is None:
+            return f"the statistics in {name}"
+        return f"{count} images of {f'{self._source} ({name})' if self._source else name}"
 
     def _write(self, folder: Path, fingerprint: str, about: Mapping[str, Any]) -> None:
         if self.world.is_main:

@@ -126,10 +126,10 @@ def _read(sources: list[str], n: int, ddpm: DDPM, background: str, console: Cons
     """Up to n images of the sources, spread evenly over them, fitted to the model: (N, C, H, W) uint8."""
     from ddpm_cli.data.cache import cache_folder
     from ddpm_cli.data.selection import read_some
-    from ddpm_cli.data.sources import is_stream, open_sources, read_stream
+    from ddpm_cli.data.sources import open_sources, read_streams
 
     channels, size, _ = ddpm.shape
-    named = [read_stream(source, source) if is_stream(source) else source for source in sources]
+    named = read_streams(sources)
     with console.progress("looking for images") as progress:
         source = open_sources(named, cache_folder(), progress)
         found, left_out = read_some(source, n, channels, size, background, progress)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ddpm_cli.config import DataConfig
 from ddpm_cli.data.npz import Npz
 from ddpm_cli.data.pack import names_in, open_pack
-from ddpm_cli.data.sources import Source, is_stream, open_sources, read_stream
+from ddpm_cli.data.sources import Listed, Source, open_sources, read_streams
 from ddpm_cli.data.survey import Survey, survey
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError, UsageError
@@ -32,16 +32,16 @@ class Collection(NamedTuple):
 
 
 def open_samples(
-    paths: Sequence[str], cache: Path, background: str = "white", progress: OnProgress = silent
+    paths: Sequence[str | Listed], cache: Path, background: str = "white", progress: OnProgress = silent
 ) -> Collection:
     """Open samples: one .npz file, or whatever `ddpm train` takes, at their own size.
 
     They are gray if all of them are. Raises DataError if they are not squares of one size, or cannot be read.
     """
-    if any(path.lower().endswith(".npz") for path in paths):
+    if arrays := [path for path in paths if isinstance(path, str) and path.lower().endswith(".npz")]:
         if len(paths) > 1:
             raise UsageError("SAMPLES: an .npz file cannot be combined with other samples", "Give one after another.")
-        return _square(Npz(Path(paths[0]), cache), paths[0])
+        return _square(Npz(Path(arrays[0]), cache), arrays[0])
     source = _open(paths, cache, progress)
     found = survey(source, progress)
     if found.square_side is None:
@@ -57,7 +57,7 @@ def _square(npz: Npz, path: str) -> Collection:
 
 
 def open_images(
-    paths: Sequence[str],
+    paths: Sequence[str | Listed],
     shape: tuple[int, int, int],
     cache: Path,
     fit: str = "crop",
@@ -87,8 +87,8 @@ def _changes(found: Survey, channels: int, size: int, fit: str) -> list[str]:
     return changes
 
 
-def _open(paths: Sequence[str], cache: Path, progress: OnProgress) -> Source:
-    return open_sources([read_stream(path, path) if is_stream(path) else path for path in paths], cache, progress)
+def _open(paths: Sequence[str | Listed], cache: Path, progress: OnProgress) -> Source:
+    return open_sources(read_streams(paths), cache, progress)
 
 
 def _decoded(source: Source, config: DataConfig, cache: Path, progress: OnProgress) -> Collection:

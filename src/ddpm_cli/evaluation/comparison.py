@@ -1,4 +1,4 @@
-"""Whether two sets of features can be compared, and what must be said with the numbers."""
+"""Whether sets of features can be measured and compared, and what must be said with the numbers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def require_enough(name: str, count: int | None) -> None:
     """Raises DataError, with the name of the images, if they are too few. count: None if it is not known."""
     if count is not None and count < LEAST:
         raise DataError(
-            f"{name}: {count} images are too few for FID, KID or precision",
+            f"{name}: {count} images are too few for FID, KID, IS or precision",
             f"Give at least {LEAST}; the field takes 50,000.",
         )
 
 
-def possible(metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet) -> tuple[str, ...]:
+def possible(metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet | None) -> tuple[str, ...]:
     """Those of the metrics fid, kid, is and pr that can be computed from the features and logits that there are."""
-    both = samples.features is not None and reference.features is not None
-    can = {"fid": True, "kid": both, "pr": both, "is": samples.logits is not None}
+    both = samples.features is not None and reference is not None and reference.features is not None
+    can = {"fid": reference is not None, "kid": both, "pr": both, "is": samples.logits is not None}
     return tuple(metric for metric in metrics if can.get(metric))
 
 
@@ -54,8 +54,21 @@ def require_comparable(samples: FeatureSet, reference: FeatureSet) -> None:
         )
 
 
-def remarks(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
+def remarks(samples: FeatureSet, reference: FeatureSet | None) -> Iterator[str]:
     """What a reader of the numbers must know: few images, an unknown or a mirrored reference, gray images."""
+    if reference is None:
+        if (samples.statistics.count or _FEW) < _FEW:
+            yield (
+                f"few samples ({samples.statistics.count}): compare the Inception score only with those of as many "
+                "images"
+            )
+    else:
+        yield from _about_distances(samples, reference)
+    if samples.origin and samples.origin.repeated:
+        yield f"gray images are repeated to the three channels that {samples.origin.extractor} takes"
+
+
+def _about_distances(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
     for kind, found in (("samples", samples), ("reference images", reference)):
         count, width = found.statistics.count, found.statistics.mu.numel()
         if count is None:
@@ -76,8 +89,6 @@ def remarks(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
             f"{reference.origin.mirrored} reference images are mirror images of others; "
             "the field compares with images that are not mirrored"
         )
-    if samples.origin and samples.origin.repeated:
-        yield f"gray images are repeated to the three channels that {samples.origin.extractor} takes"
     few, many = sorted(found.statistics.count or 0 for found in (samples, reference))
     if reference.features is not None and 0 < 2 * few < many:
         yield f"precision and recall depend on the numbers of images, here {few} and {many}; the field takes equal ones"
@@ -85,13 +96,16 @@ def remarks(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
         yield f"{reference.name} has no features, so there is no KID, precision or recall"
 
 
-def described(samples: FeatureSet, reference: FeatureSet) -> dict[str, object]:
-    """What every number is reported with: both sets, the extractor, and what it does to sizes. For JSON."""
-    ours, theirs = samples.origin, reference.origin
+def described(samples: FeatureSet, reference: FeatureSet | None) -> dict[str, object]:
+    """What every number is reported with: the sets, the extractor, and what it does to sizes. For JSON.
+
+    reference: None for a number that is about the samples alone.
+    """
+    ours, theirs = samples.origin, reference.origin if reference else None
     return {
         "samples": samples.statistics.count,
-        "reference": reference.name,
-        "reference_images": reference.statistics.count,
+        "reference": reference.name if reference else None,
+        "reference_images": reference.statistics.count if reference else None,
         "reference_fingerprint": theirs.images if theirs else None,
         "extractor": ours.extractor if ours else None,
         "extractor_sha256": ours.sha256 if ours else None,

@@ -6,8 +6,6 @@ of `models.results`. Every rank must call these functions; only rank 0 gets some
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +20,10 @@ from ddpm_cli.evaluation.bound import Bound, measure, merge
 from ddpm_cli.evaluation.comparison import described
 from ddpm_cli.evaluation.distances import frechet, inception_score, kid, precision_recall
 from ddpm_cli.evaluation.extractors import Extractor
-from ddpm_cli.evaluation.features import Features, is_kept
+from ddpm_cli.evaluation.features import Features, features_of, features_place
 from ddpm_cli.evaluation.moments import moments
 from ddpm_cli.evaluation.neighbors import Pixels
-from ddpm_cli.evaluation.parts import Part, any_part, complete, together
+from ddpm_cli.evaluation.parts import Part, any_part, complete, place_of
 from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
@@ -33,7 +31,7 @@ from ddpm_cli.models.ddpm import DDPM
 __all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread", "stand_in"]
 
 _PILOT = 8  # images that decide which terms are computed
-_VERSION = 2  # of what is kept in the folder
+_VERSION = 2  # of the parts of a bound
 
 
 class Images(NamedTuple):
@@ -77,7 +75,8 @@ def bound_of(
     denoiser, T = model.denoiser, model.schedule.T
     few = terms if terms is not None and terms < T else None
     precision = str(model.unet.conv_in.weight.dtype)
-    place = folder / "bound" / _key(model.fingerprint(), precision, images.pixels.fingerprint, seed, few)
+    what = (_VERSION, model.fingerprint(), precision, images.pixels.fingerprint, seed, few)
+    place = place_of(folder / "bound", *what)
 
     def shares(k: int) -> Tensor:
         """Those of the parts that exist: another number of threads rounds otherwise, and they would not fit."""
@@ -97,7 +96,7 @@ def bound_of(
         return (dict(vars(part)) for part in parts)
 
     parts = complete(place, numbers, work, world)
-    return merge(Bound(**part) for part in parts) if parts else None
+    return world.on_all(lambda: merge(Bound(**part) for part in parts) if world.is_main else None)
 
 
 def bound_result(bound: Bound, name: str, T: int) -> dict[str, Any]:
@@ -124,69 +123,72 @@ def features_in_parts(
     progress: OnProgress = silent,
     again: bool = False,
 ) -> FeatureSet | None:
-    """The features of the first n images, from the parts in the folder and from new work. None on all ranks but 0.
+    """The features of the first n samples, from the parts in the folder and from new work. None on all ranks but 0.
 
-    again: compute all of them, since the images may have changed.
+    For the other arguments see `features_of`.
     """
-    done = 0
-
-    def work(left: Sequence[int]) -> Iterator[Part]:
-        nonlocal done
-        for numbers in torch.split(torch.tensor(list(left), dtype=torch.int64), batch_size):
-            found = extractor(images.pixels[numbers])
-            done += len(numbers)
-            progress("extracting features", done, len(left))
-            logits = {} if found.logits is None else {"logits": found.logits}
-            yield {"numbers": numbers, "features": found.features, **logits}
-
-    place = folder / "features" / _key(images.pixels.fingerprint, images.pixels.shape, extractor.sha256)
-    parts = complete(place, range(n), work, world, again)
-    if not parts:
-        return None
-    features = together(parts, "features")
-    kept = is_kept(torch.arange(n), n)
-    logits = together(parts, "logits")[kept] if "logits" in parts[0] else None
-    whole = Features(moments(features), features[kept], logits)
-    return feature_set(whole, extractor, images.pixels.shape, images.name)
+    place = features_place(folder, images.pixels, extractor, "samples")
+    found = features_of(extractor, images.pixels, n, place, batch_size, world, progress, again)
+    return feature_set(found, extractor, images.pixels.shape, images.name) if found else None
 
 
-def stand_in(extractor: Extractor, shape: tuple[int, int, int], n: int) -> FeatureSet:
-    """What can be compared as n samples of a shape (C, H, W) could: two images of noise, before any sample is drawn.
+def stand_in(
+    extractor: Extractor, shape: tuple[int, int, int], n: int, name: str = "samples", fingerprint: str | None = None
+) -> FeatureSet:
+    """What can be compared as n images of a shape (C, H, W) could, before their features are known: two of noise.
 
-    So what is wrong with the extractor or the reference is found early. Raises ModelError, see `Extractor`.
+    So what is wrong with the extractor, the samples or the reference is found early. fingerprint: of the images, if it
+    is known. Raises ModelError, see `Extractor`.
     """
     noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     found, logits = extractor(noise)
-    both = feature_set(Features(moments(found), found, logits), extractor, shape, "samples")
+    both = feature_set(Features(moments(found), found, logits), extractor, shape, name, fingerprint)
     return replace(both, statistics=replace(both.statistics, count=n))
 
 
 def compared(
-    metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet, how: str, progress: OnProgress = silent
+    metrics: Sequence[str],
+    samples: FeatureSet,
+    reference: FeatureSet | None,
+    how: str,
+    against: str = "",
+    progress: OnProgress = silent,
 ) -> list[dict[str, Any]]:
     """The results of fid, kid, is and pr, as far as the features allow.
 
-    how: the samples and the reference, in words.
+    reference: None if there is none; then is alone is possible. how: the samples in words, and against: the reference.
     """
-    origin = samples.origin
-    inception = origin is not None and origin.extractor == "Inception"
-    shared = {"set": Path(reference.name).name, "how": how, **described(samples, reference)}
     found: list[dict[str, Any]] = []
+    if reference:
+        words = f"{how} against {against or reference.name}{_seen_by(samples)}"
+        shared = {"set": Path(reference.name).name, "how": words, **described(samples, reference)}
+        found += [result | shared for result in _distances(metrics, samples, reference, progress)]
+    if "is" in metrics and samples.logits is not None:
+        score = inception_score(samples.logits)
+        shared = {"set": samples.name, "how": how + _seen_by(samples), **described(samples, None)}
+        found.append({"metric": "inception_score", "value": score.mean, "deviation": score.deviation, **shared})
+    return found
+
+
+def _seen_by(samples: FeatureSet) -> str:
+    """The extractor and what it does to sizes, as the end of a sentence."""
+    origin = samples.origin
+    return f"; {origin.extractor} {origin.sha256[:8]}, {origin.resize}" if origin else ""
+
+
+def _distances(
+    metrics: Sequence[str], samples: FeatureSet, reference: FeatureSet, progress: OnProgress
+) -> Iterator[dict[str, Any]]:
+    """The values of fid, kid and pr."""
     if "fid" in metrics:
+        inception = samples.origin is not None and samples.origin.extractor == "Inception"
         value = frechet(samples.statistics, reference.statistics)
-        found.append({"metric": "fid" if inception else "frechet", "value": value})
+        yield {"metric": "fid" if inception else "frechet", "value": value}
     ours, theirs = samples.features, reference.features
     if "kid" in metrics and ours is not None and theirs is not None:
         distance = kid(ours, theirs)
-        found.append({"metric": "kid", "value": distance.mean, "deviation": distance.deviation})
+        yield {"metric": "kid", "value": distance.mean, "deviation": distance.deviation}
     if "pr" in metrics and ours is not None and theirs is not None:
         both = precision_recall(theirs, ours, progress=progress)
-        found += [{"metric": "precision", "value": both.precision}, {"metric": "recall", "value": both.recall}]
-    if "is" in metrics and samples.logits is not None:
-        score = inception_score(samples.logits)
-        found.append({"metric": "inception_score", "value": score.mean, "deviation": score.deviation})
-    return [one | shared for one in found]
-
-
-def _key(*what: object) -> str:
-    return hashlib.sha256(json.dumps([_VERSION, *what]).encode()).hexdigest()[:16]
+        yield {"metric": "precision", "value": both.precision}
+        yield {"metric": "recall", "value": both.recall}

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ddpm_cli.distributed import World
-from ddpm_cli.errors import ModelError
+from ddpm_cli.errors import DataError, ModelError
 from ddpm_cli.files import load_tensors, remove_partials, write_file
 
-__all__ = ["Part", "any_part", "complete", "together"]
+__all__ = ["Part", "any_part", "complete", "place_of"]
 
 Part = Mapping[str, Tensor]  # numbers: (B,) int64, the images it is about; other tensors as the work has them
+
+
+def place_of(folder: Path, *what: object) -> Path:
+    """Where parts are kept that depend on all of this. folder: of one kind of work. what: is written as JSON."""
+    return folder / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def complete(
@@ -26,12 +32,13 @@ def complete(
     work: Callable[[Sequence[int]], Iterator[Part]],
     world: World | None = None,
     again: bool = False,
-) -> list[Part]:
+) -> Iterator[Part]:
     """The parts that are about exactly these images, from the files of a folder and from new work. On rank 0 only.
 
-    folder: one for each kind of work, since a file is used for what its numbers say. Every rank must see it. work:
-    yields parts for some images, which are written at once. again: remove what is there. Every rank must call this, and
-    all but rank 0 get [].
+    folder: see `place_of`, since a file is used for what its numbers say. Every rank must see it. work: yields parts
+    for some images, which are written at once. again: remove what is there. Every rank must call this, and all but
+    rank 0 get nothing. All work is done before this returns. The files are then read one by one, so memory does not
+    grow with their number; that raises DataError if some cannot be read any more.
     """
     world = world or World()
 
@@ -49,7 +56,7 @@ def complete(
         tensors = {name: tensor.contiguous() for name, tensor in part.items()}
         write_file(folder / f"{int(part['numbers'][0]):08d}.safetensors", save(tensors), sync=False)
     world.barrier()
-    return list(_usable(folder, numbers)) if world.is_main else []
+    return _all_of(folder, numbers) if world.is_main else iter(())
 
 
 def any_part(folder: Path) -> Part | None:
@@ -58,6 +65,15 @@ def any_part(folder: Path) -> Part | None:
         with contextlib.suppress(ModelError):
             return load_tensors(path)
     return None
+
+
+def _all_of(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:
+    missing = len(numbers)
+    for part in _usable(folder, numbers):
+        missing -= len(part["numbers"])
+        yield part
+    if missing:
+        raise DataError(f"{folder}: the results of {missing} images cannot be read", "Run the same command again.")
 
 
 def _usable(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:
@@ -73,9 +89,3 @@ def _usable(folder: Path, numbers: Sequence[int]) -> Iterator[Part]:
         if found <= wanted:
             wanted -= found
             yield part
-
-
-def together(parts: Sequence[Part], name: str) -> Tensor:
-    """One tensor of all parts, (N, ...), in the order of the images' numbers."""
-    order = torch.cat([part["numbers"] for part in parts]).argsort()
-    return torch.cat([part[name] for part in parts])[order]

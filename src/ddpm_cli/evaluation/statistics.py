@@ -75,17 +75,15 @@ def feature_set(
     shape: tuple[int, int, int],
     source: str,
     images: str | None = None,
-    mirrored: int = 0,
 ) -> FeatureSet:
     """The set of images whose features were computed. For the other arguments see `Origin`.
 
     Raises DataError if there are fewer than two images, which have no covariance.
     """
-    if features.moments is None or features.moments.count < 2:
+    if features.moments.count < 2:
         raise DataError(f"{source}: one image has no statistics", "Give more: thousands, for numbers that mean much.")
-    origin = Origin(
-        source, shape, images, extractor.name, extractor.sha256, extractor.resize, extractor.repeats(shape), mirrored
-    )
+    network = (extractor.name, extractor.sha256, extractor.resize, extractor.repeats(shape))
+    origin = Origin(source, shape, images, *network, features.mirrored)
     return FeatureSet(source, features.moments.statistics, features.kept, features.logits, origin)
 
 

@@ -1,8 +1,8 @@
 """The results of `ddpm eval`, `eval.json`: measured numbers with what they were measured on, as values and in words.
 
 A result is a dictionary. metric: a name in `METRICS`. value, and error or deviation, if it has one. set: the
-images that it is about: train, held-out, or a name. how: a sentence about everything that the number depends on. The
-other entries depend on the metric.
+images that it is about: train, held-out, a name, or samples for what is about these alone. how: a sentence about
+everything that the number depends on. The other entries depend on the metric.
 """
 
 from __future__ import annotations

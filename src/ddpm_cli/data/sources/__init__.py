@@ -17,13 +17,23 @@ from ddpm_cli.data.sources.archives import Tar, Zip, is_tar
 from ddpm_cli.data.sources.combined import Combined
 from ddpm_cli.data.sources.files import in_folder, in_list, in_stream, of_files
 from ddpm_cli.data.sources.hub_dataset import HubDataset, parse_address
-from ddpm_cli.data.sources.lists import Listed, could_be_list, is_stream, list_bytes, read_stream
+from ddpm_cli.data.sources.lists import Listed, could_be_list, is_stream, list_bytes, read_stream, read_streams
 from ddpm_cli.data.sources.source import Source, has_image_suffix
 from ddpm_cli.data.work import OnProgress, silent
 from ddpm_cli.errors import DataError
 from ddpm_cli.hub_address import parse_name
 
-__all__ = ["Listed", "Source", "is_stream", "list_bytes", "name_of", "open_source", "open_sources", "read_stream"]
+__all__ = [
+    "Listed",
+    "Source",
+    "is_stream",
+    "list_bytes",
+    "name_of",
+    "open_source",
+    "open_sources",
+    "read_stream",
+    "read_streams",
+]
 
 _FEW = 3  # the most names that `name_of` joins
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddpm_cli.errors import DataError, UsageError
 
-__all__ = ["Listed", "could_be_list", "is_stream", "list_bytes", "parse_list", "read_stream"]
+__all__ = ["Listed", "could_be_list", "is_stream", "list_bytes", "parse_list", "read_stream", "read_streams"]
 
 STDIN = "-"
 _HINT = "Did the command before the pipe fail?"
@@ -74,6 +74,11 @@ def read_stream(path: str, address: str) -> Listed:
     if not names:
         raise DataError(f"{name}: no paths in it", _HINT)
     return Listed(name, names, address)
+
+
+def read_streams(paths: Sequence[str | Listed]) -> list[str | Listed]:
+    """The paths, with the contents of those that can be read only once, see `read_stream`."""
+    return [read_stream(path, path) if isinstance(path, str) and is_stream(path) else path for path in paths]
 
 
 def _read_stdin() -> bytes:
