@@ -45,6 +45,14 @@ def test_same_as_diffusers(name):
     assert ((found - expected).norm() / expected.norm()).item() < 1e-5
 
 
+def test_torch_compile_takes_it_as_one_graph():
+    """With dropout, whose bits for CPUs torch.compile cannot read. The backend runs the graph as it is."""
+    unet = UNet(replace(SMALL, dropout=0.1)).train()
+    randomize(unet)
+    x_t, t = torch.ones(2, SMALL.in_channels, SMALL.sample_size, SMALL.sample_size), torch.tensor([987, 3])
+    assert torch.compile(unet, backend="eager", fullgraph=True)(x_t, t).std() > 0.1
+
+
 def test_the_papers_parameter_counts():
     """35.7M for CIFAR-10 and 114M for 256x256 (Appendix B)."""
     with torch.device("meta"):

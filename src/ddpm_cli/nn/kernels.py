@@ -46,7 +46,8 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """x: of any shape."""
         dropped = round(self.p * _CHANCES)
-        if x.device.type != "cpu" or not self.training or dropped in (0, _CHANCES):
+        plain = not self.training or dropped in (0, _CHANCES) or torch.compiler.is_compiling()  # which fuses dropout
+        if x.device.type != "cpu" or plain:
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _CHANCES // 2

@@ -66,8 +66,8 @@ class _Seconds(NamedTuple):
 def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
     """Try the operations that need the most memory, undo them, and plan the previews. Every rank must call it.
 
-    Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do. On CPUs it takes little
-    longer than a step.
+    Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do. On CPUs it takes
+    little longer than a step.
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
