@@ -115,6 +115,7 @@ def test_an_evaluation_that_was_killed_continues(evaluate, start, run, extractor
     again, err = evaluate("other", *options)
     assert all(path.stat().st_mtime_ns == before[path] for path in before)
     assert "of 40 images exist already" in err
+    assert f"kept in {folder}" in err
     assert again == evaluate(run, *options)[0]
 
 

@@ -129,3 +129,11 @@ def test_invalid_input_is_refused(cli, digits, emoji, samples):
         assert (code, out, "Error: " in err) == (expected, "", True), err
         assert names in err
     assert not Path("n.png").exists()
+
+
+def test_a_grid_is_no_sample(cli, digits, samples):
+    """It is one of any size, so it is compared; but a note asks before the training images are enlarged."""
+    Image.effect_noise((257, 257), 90).save("grid.png")
+    for given, noted in (("grid.png", True), (samples / "copy.png", False)):
+        code, _, err = cli("neighbors", given, "--data", digits, "-o", "n.png", "--force")
+        assert (code, "one sample of 257x257 pixels: is it a grid?" in err) == (0, noted)

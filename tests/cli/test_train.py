@@ -149,7 +149,7 @@ def test_resume_continues(cli, digits, run):
 
 def test_the_same_command_starts_and_continues_a_run(cli, digits, quick_model):
     line = ("train", digits, "--resume", "--from", quick_model, *OPTIONS)
-    for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "resuming at step 4")):
+    for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "runs/digits: has its 4 steps already")):
         code, _, err = cli(*line, "--steps", steps)
         assert (code, shown in err) == (0, True), err
 

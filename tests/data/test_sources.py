@@ -250,7 +250,7 @@ def test_an_image_is_an_image_whatever_its_name():
         assert (list(source.names), source.addresses) == ([name], (str(Path(name).resolve()),))
         assert len(pack_of(name)) == 1
     Path("bad.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"bad\.png: none of its 1 image files"):
+    with pytest.raises(DataError, match=r"none of its 1 image files can be read, for example bad\.png: not an image"):
         survey(source_of("bad.png"))
 
 

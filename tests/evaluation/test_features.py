@@ -297,7 +297,7 @@ def test_mirrored_references_are_noticed():
         opened(mirrored, extractor(most=30), batch_size=10)
     cached = [opened(mirrored) for _ in range(2)]
     assert [found.origin.mirrored for found in cached] == [40, 40]
-    assert "40 reference images are mirror images of others" in " ".join(remarks(a_set(), cached[1]))
+    assert "40 reference images are mirror images of others" in " ".join(remarks(a_set(), cached[1], ("fid",)))
 
 
 def test_the_pixels_of_an_npz_file_have_a_hash():
@@ -336,17 +336,20 @@ def test_sets_that_cannot_be_compared():
 
 def test_remarks_name_what_is_unusual():
     samples = a_set()
-    assert [note.partition(":")[0] for note in remarks(samples, samples)] == [
+    assert [note.partition(":")[0] for note in remarks(samples, samples, ("fid", "pr"))] == [
         "few samples (40)",
         "few reference images (40)",
     ]
     many = replace(samples, statistics=replace(samples.statistics, count=50_000))
-    assert not list(remarks(many, many))
+    assert not list(remarks(many, many, ("fid", "pr")))
     fewer = replace(many, statistics=replace(samples.statistics, count=6))
-    assert "few samples (6 for 6 features)" in next(remarks(fewer, many))
+    assert "precision and recall depend on the numbers of images" in " ".join(remarks(many, samples, ("pr",)))
+    assert "precision" not in " ".join(remarks(many, samples, ("fid",)))
+    assert "few samples (6 for 6 features)" in next(remarks(fewer, many, ("fid",)))
     field = FeatureSet("field.npz", samples.statistics, None)
     gray = replace(many, origin=replace(samples.origin, repeated=True))
-    text = "\n".join(remarks(gray, field))
+    assert "has no features" not in " ".join(remarks(gray, field, ("fid",)))
+    text = "\n".join(remarks(gray, field, ("fid", "kid")))
     for words in ("field.npz does not say which network", "gray images are repeated", "field.npz has no features"):
         assert words in text
 

@@ -94,6 +94,8 @@ def test_the_error_for_an_address_names_it():
 def test_an_address_like_no_other():
     assert did_you_mean("google/ddpm-cifar10-32", Path("runs")) is None
     assert did_you_mean("google/ddpm-cifar10-32", Path("runs"), "Check the network.") == "Check the network."
+    assert did_you_mean("runs/horses", Path("runs")) == "runs has cats and 1 more."
+    assert did_you_mean("horses", Path("runs")) is None
     assert did_you_mean("rnus/cats", Path("runs"), "Check it.") == "Did you mean runs/cats? Check it."
 
 

@@ -45,6 +45,7 @@ from ddpm_cli.training.checkpoint import trained_on
 __all__ = ["Evaluation", "Request"]
 
 _COUNT = 50_000  # samples, as the field has it
+_ON_CPU = 16  # the most images whose terms are computed together on a CPU
 _SAMPLES = "samples"  # their folder in that of the evaluation
 _OF_FEATURES = ("fid", "kid", "is", "pr")
 
@@ -249,11 +250,13 @@ class Evaluation:
         """Measure bits per dimension, and write its terms as a table and as a picture."""
         request = self.request
         T, n, size = model.schedule.T, request.n or _COUNT, self.world.size
+        # What a stop loses is one batch of all terms. On a CPU that takes long, and a small batch is as fast.
+        batch_size = min(request.batch_size, _ON_CPU) if model.device.type == "cpu" else request.batch_size
         found: dict[str, bounds.Bound] = {}
         for images in sets:
             with self.console.bar(f"bits/dim ({images.name}), images x terms", None) as update:
                 bound = bound_of(
-                    *(model, images, folder, n, request.terms, request.seed, request.batch_size, self.world),
+                    *(model, images, folder, n, request.terms, request.seed, batch_size, self.world),
                     # The other processes have as much to do.
                     progress=lambda done, total: update(done * size, total=total * size),
                 )
@@ -370,7 +373,7 @@ class Evaluation:
 
         def compare() -> None:
             assert samples is not None
-            for remark in remarks(samples, reference):
+            for remark in remarks(samples, reference, request.of_features()):
                 console.warn(remark)
             if samples.logits is None and request.wants("is"):
                 console.warn(f"{extractor.name} has no classes, so there is no Inception score")
@@ -402,6 +405,7 @@ class Evaluation:
             alike.setdefault(how, []).append(name)
         for how, names in alike.items():
             self.console.note(f"  {', '.join(names)}: {how}")
+        self.console.note(f"  kept in {folder}")
         text = "\n".join(columns([(name, value) for name, value, _ in rows])) if rows else ""
         self.console.result(text, output=str(folder), results=self._results)
 

@@ -26,6 +26,7 @@ Examples:
 """
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LARGE = 256  # pixels; a single sample that is larger may be a grid
 _NAMED = 10  # the most memorised samples that a note names
 
 
@@ -93,6 +94,10 @@ def neighbors(
     cache = cache_folder()
     with console.progress("looking for images") as progress:
         drawn = open_samples(samples, cache, background, progress)
+    _, height, width = drawn.pixels.shape
+    if len(drawn.pixels) == 1 and max(height, width) > _LARGE:
+        console.warn(f"one sample of {width}x{height} pixels: is it a grid? ddpm sample -o samples/ draws its images")
+    with console.progress("looking for images") as progress:
         known = open_images(data, drawn.pixels.shape, cache, fit, background, progress)
     for collection in (drawn, known):
         if collection.left_out:

@@ -27,7 +27,10 @@ def plot(
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="A .png, .jpg or .webp file, or - for stdout. Default: RUN/plot.png."
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A .png, .jpg or .webp file, or - for stdout. Default: RUN/plot.png at a terminal, stdout in a pipe.",
         ),
     ] = None,
     as_json: options.Json = False,

@@ -112,7 +112,7 @@ def sample(
                 data = _file(target, n, scale, _kept(batches, first))
         seconds = round(time.perf_counter() - started, 3)
         fields = {"n": n, "seed": seed, **sampling.facts(), "evaluations": sampling.evaluations, "seconds": seconds}
-        console.note(f"sampled {drawn} images in {seconds:.1f} s")
+        console.note(f"sampled {drawn} image{'s' if drawn != 1 else ''} in {seconds:.1f} s")
         if preview and world.is_main:
             _show(console, ddpm, target, n, first)
         if data is not None:

@@ -384,6 +384,10 @@ def _train(
         with console.trial("trying a training step and a preview"):
             run.begin()
         if world.is_main:
-            header(console, run, machine)
+            left = run.config.train.steps - run.trainer.step
+            if left:
+                header(console, run, machine)
+            else:
+                console.note(f"{run.folder}: has its {run.config.train.steps} steps already; more --steps train it on")
         loss, stopped_by = follow(console, run, tensorboard)
         return finish(console, run, loss, stopped_by)

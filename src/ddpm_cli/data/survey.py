@@ -43,28 +43,30 @@ class Survey:
 def survey(source: Source, progress: OnProgress = silent) -> Survey:
     """Read the header of every image. Raises DataError if none is valid."""
 
-    def header(name: str) -> tuple[int, int, bool] | None:
+    def header(name: str) -> tuple[int, int, bool] | str:
         try:
             with source.open(name) as file, images.open_image(file) as image:
                 return *image.size, images.is_gray(image)
-        except Exception:  # Pillow's plugins may raise any exception on a damaged file
-            return None
+        except Exception as error:  # Pillow's plugins may raise any exception on a damaged file
+            return images.reason(error)
 
     source.scan(progress)
     total = len(source.names)
-    gray = 0
+    gray, first = 0, ""  # the first that cannot be read, and why
     squares: Counter[int | None] = Counter()  # by side; None: not square
     sides: Counter[int] = Counter()
     with without_warnings():
-        for done, found in enumerate(in_threads(header, source.names), 1):
-            if found:
+        for done, (name, found) in enumerate(zip(source.names, in_threads(header, source.names), strict=True), 1):
+            if isinstance(found, str):
+                first = first or f"{name}: {found}"
+            else:
                 width, height, is_gray = found
                 gray += is_gray
                 sides[min(width, height)] += 1
                 squares[width if width == height else None] += 1
             progress("reading image headers", done, total)
     if not sides:
-        raise DataError(f"{source.path}: none of its {total} image files can be read")
+        raise DataError(f"{source.path}: none of its {total} image files can be read, for example {first}")
     return Survey(
         files=total,
         readable=sides.total(),

@@ -54,8 +54,8 @@ def require_comparable(samples: FeatureSet, reference: FeatureSet) -> None:
         )
 
 
-def remarks(samples: FeatureSet, reference: FeatureSet | None) -> Iterator[str]:
-    """What a reader of the numbers must know: few images, an unknown or a mirrored reference, gray images."""
+def remarks(samples: FeatureSet, reference: FeatureSet | None, metrics: Sequence[str]) -> Iterator[str]:
+    """What a reader of these numbers must know: few images, an unknown or a mirrored reference, gray images."""
     if reference is None:
         if (samples.statistics.count or _FEW) < _FEW:
             yield (
@@ -63,12 +63,12 @@ def remarks(samples: FeatureSet, reference: FeatureSet | None) -> Iterator[str]:
                 "images"
             )
     else:
-        yield from _about_distances(samples, reference)
+        yield from _about_distances(samples, reference, metrics)
     if samples.origin and samples.origin.repeated:
         yield f"gray images are repeated to the three channels that {samples.origin.extractor} takes"
 
 
-def _about_distances(samples: FeatureSet, reference: FeatureSet) -> Iterator[str]:
+def _about_distances(samples: FeatureSet, reference: FeatureSet, metrics: Sequence[str]) -> Iterator[str]:
     for kind, found in (("samples", samples), ("reference images", reference)):
         count, width = found.statistics.count, found.statistics.mu.numel()
         if count is None:
@@ -90,9 +90,9 @@ def _about_distances(samples: FeatureSet, reference: FeatureSet) -> Iterator[str
             "the field compares with images that are not mirrored"
         )
     few, many = sorted(found.statistics.count or 0 for found in (samples, reference))
-    if reference.features is not None and 0 < 2 * few < many:
+    if "pr" in metrics and reference.features is not None and 0 < 2 * few < many:
         yield f"precision and recall depend on the numbers of images, here {few} and {many}; the field takes equal ones"
-    if reference.features is None:
+    if reference.features is None and {"kid", "pr"} & {*metrics}:
         yield f"{reference.name} has no features, so there is no KID, precision or recall"
 
 

@@ -12,6 +12,7 @@ from ddpm_cli.hub_address import path_of
 from ddpm_cli.models.bundled import PREFIX, bundled_models
 from ddpm_cli.names import nearest
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG
+from ddpm_cli.text import and_more
 
 __all__ = ["completions", "did_you_mean", "models_in"]
 
@@ -38,11 +39,16 @@ def completions(incomplete: str) -> list[str]:
 def did_you_mean(address: str, runs: Path, otherwise: str | None = None) -> str | None:
     """A hint that names the model whose name is nearest to that of an address where there is none.
 
-    Such a model is in the folder of the address, in `runs`, or bundled. otherwise: the hint if there is no such model;
-    where both are useful, it follows.
+    Such a model is in the folder of the address, in `runs`, or bundled. If no name is near, it names all in the folder
+    of the address. otherwise: the hint if there are none; where both are useful, it follows.
     """
     path = path_of(address)
     found = {model.removeprefix(PREFIX): model for model in bundled_models()}
     found |= {model.name: str(model) for folder in (runs, path.parent) for model in models_in(folder)}
-    near = nearest(path.name, found)
-    return " ".join(filter(None, [f"Did you mean {found[near]}?" if near else None, otherwise])) or None
+    near, beside = nearest(path.name, found), models_in(path.parent) if path.parent.name else []
+    hint = None
+    if near:
+        hint = f"Did you mean {found[near]}?"
+    elif beside:
+        hint = f"{path.parent} has {and_more([model.name for model in beside])}."
+    return " ".join(filter(None, [hint, otherwise])) or None

@@ -73,7 +73,8 @@ class Run:
         if self.resuming:
             world.on_main(lambda: self._opening.restore(trainer))
             trainer.first_step = world.on_main(lambda: trainer.step)
-        rehearse(trainer, self._sample_every_asked)
+        if trainer.step < self.config.train.steps:
+            rehearse(trainer, self._sample_every_asked)
 
         def make() -> None:
             self._opening.make_folder(self.config, self.resuming)
