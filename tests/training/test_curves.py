@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm_cli.data.plots import _ticks, draw, text
+from ddpm_cli.data.plots import Chart, _ticks, draw, text
 from ddpm_cli.training.curves import charts, read_metrics
 from ddpm_cli.training.metrics import forget_after
 
@@ -62,6 +62,15 @@ def test_text_for_a_terminal():
     assert all(len(line) == 40 for line in lines[1:5])
     assert lines[4][11:].strip("⠀")  # it reaches the lowest row
     assert lines[6].endswith("5k")
+
+
+def test_few_points_are_joined():
+    """A ramp of three values: every column from the first to the last has a dot, and none is steep."""
+    lines = text(Chart("lr", [10, 50, 100], {"lr": [0.0, 4 / 9, 1.0]}), columns=40, rows=4).splitlines()
+    rows = [line[10:] for line in lines[1:5]]
+    filled = ["".join(column).strip("⠀") for column in zip(*rows, strict=True)]
+    assert all(filled[5:39])
+    assert all(len(cells) <= 2 for cells in filled)
 
 
 def test_a_terminal_shows_it(in_a_terminal, finished_run):

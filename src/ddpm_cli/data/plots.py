@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -180,14 +181,13 @@ def text(chart: Chart, columns: int = 60, rows: int = 6) -> str:
     up = _scale(low, high, chart.log)
     last = max(chart.steps)
     cells = [[0] * columns for _ in range(rows)]
-    before: int | None = None
-    heights: dict[int, list[float]] = {}
+    values: dict[int, list[float]] = {}  # by column of dots
     for x, y in points:
-        heights.setdefault(min(2 * columns - 1, int(x / last * (2 * columns - 1))), []).append(y)
-    for column in sorted(heights):
-        value = sum(heights[column]) / len(heights[column])
-        height = round(up(value) * (4 * rows - 1))
-        for dot in range(min(height, before), max(height, before) + 1) if before is not None else (height,):
+        values.setdefault(min(2 * columns - 1, int(x / last * (2 * columns - 1))), []).append(y)
+    marks = [(column, up(sum(found) / len(found)) * (4 * rows - 1)) for column, found in sorted(values.items())]
+    before = round(marks[0][1])
+    for column, height in _joined(marks):
+        for dot in range(min(height, before), max(height, before) + 1):
             row = 4 * rows - 1 - dot
             cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
         before = height
@@ -195,3 +195,12 @@ def text(chart: Chart, columns: int = 60, rows: int = 6) -> str:
     lines = [f"{edges.get(i, ''):>8} │{''.join(chr(0x2800 + dots) for dots in cell)}" for i, cell in enumerate(cells)]
     axis = f"{'':>8} └{'─' * columns}\n{'':>10}0{_short(last):>{columns - 1}}"
     return "\n".join([f"{chart.title}: {_short(points[-1][1])} at step {points[-1][0]}", *lines, axis])
+
+
+def _joined(marks: Sequence[tuple[int, float]]) -> Iterator[tuple[int, int]]:
+    """A height for each column from the first mark to the last: straight lines between them."""
+    for (left, low), (right, high) in itertools.pairwise(marks):
+        for column in range(left, right):
+            yield column, round(low + (high - low) * (column - left) / (right - left))
+    column, height = marks[-1]
+    yield column, round(height)
