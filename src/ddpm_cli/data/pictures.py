@@ -145,7 +145,7 @@ def _sheet(
         place = (left + column // 2, head // 2 + 1)
         draw.text(place, label, fill="black", font=font, anchor="mm", align="center")
     for top, label in zip(tops, row_labels, strict=False):
-        draw.text((margin // 2 + 1, top + row_height // 2), label, fill="black", font=font, anchor="mm")
+        draw.text(((margin + pad) // 2, top + row_height // 2), label, fill="black", font=font, anchor="mm")
     for top, captions_of_row in zip(tops, captions, strict=False):
         for left, lines in zip(lefts, captions_of_row, strict=True):
             for i, caption in enumerate(lines):
