@@ -146,6 +146,8 @@ VARIANTS = {
     "decay, last fifth": Variant(Root, CONSTANT),
     "input perturbation": Variant(Perturbed, CONSTANT),
     "tiny": Variant(),  # its rate falls over the second half
+    "tiny, min-SNR 1": Variant(min_snr(1.0)),
+    "tiny, min-SNR 5": Variant(min_snr(5.0)),
     "rate 1e-3": Variant(changes={"lr": 1e-3}),
     "rate 4e-3": Variant(changes={"lr": 4e-3}),
     "warm-up 400": Variant(changes={"lr_warmup": 400}),

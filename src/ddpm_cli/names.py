@@ -42,7 +42,7 @@ VARIANCES = {
     "learned-range": "learned_range",
 }
 SCHEDULES = ("linear", "cosine", "quad", "sigmoid", "const", "jsd", "learned")
-LOSSES = ("simple", "vlb", "hybrid")
+LOSSES = ("simple", "min-snr", "vlb", "hybrid")
 
 _ALIKE = 0.65  # words that are less alike are no typing errors of each other
 

@@ -147,6 +147,25 @@ def test_the_loss_is_the_error_of_what_is_predicted(kind):
     assert training_loss(denoiser, x_0, t, eps).mean().item() == pytest.approx(0.25, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "weight"),  # of the error of what is predicted, by the SNR (Hang et al. 2023)
+    [
+        ("epsilon", lambda snr: snr.clamp(max=5) / snr),
+        ("sample", lambda snr: snr.clamp(max=5)),
+        ("v_prediction", lambda snr: snr.clamp(max=5) / (snr + 1)),
+    ],
+)
+def test_min_snr_weights_every_prediction_alike(kind, weight):
+    """The same loss, whether it is written as an error of x_0 or of what the network predicts."""
+    x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 100, 300, 999])
+    output = draw(4, 1, 4, 4, seed=1)
+    denoiser = Denoiser.from_config(lambda x, t: output, ScheduleConfig(prediction_type=kind))
+    abar = denoiser.schedule.alphas_cumprod[t]
+    error = (output - denoiser.target(x_0, t, eps)).square().flatten(1).mean(1)
+    expected = weight(abar / (1 - abar)) * error
+    torch.testing.assert_close(training_loss(denoiser, x_0, t, eps, "min-snr"), expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_log", "learned_range"])
 def test_the_vlb_is_the_sum_of_its_terms(variance):
     """Over all t, the mean of T times a term is the sum of the terms: KL divergences, and the decoder at t=0."""

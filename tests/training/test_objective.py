@@ -29,6 +29,7 @@ PREDICTIONS = ("epsilon", "mean", "sample", "v")
 FIXED, LEARNED = ("fixed-large", "fixed-small"), ("learned", "learned-range")
 MEANINGFUL = [
     *product(PREDICTIONS, FIXED, ("simple", "vlb")),
+    *product(PREDICTIONS, ("fixed-small",), ("min-snr",)),
     *product(PREDICTIONS, LEARNED, ("hybrid", "vlb")),
 ]
 
@@ -87,7 +88,13 @@ def test_the_loss_fits_the_variance():
     fixed, learned = ScheduleConfig(), ScheduleConfig(variance_type="learned_range")
     assert [loss_for(None, fixed), loss_for(None, learned)] == ["simple", "hybrid"]
     assert loss_for("vlb", fixed) == loss_for("vlb", learned) == "vlb"
-    for asked, config, why in (("simple", learned, "does not train the variance"), ("hybrid", fixed, "is fixed")):
+    assert [loss_for(None, config, preset="min-snr") for config in (fixed, learned)] == ["min-snr", "hybrid"]
+    untrained = "does not train the variance"
+    for asked, config, why in (
+        ("simple", learned, untrained),
+        ("min-snr", learned, untrained),
+        ("hybrid", fixed, "is fixed"),
+    ):
         with pytest.raises(UsageError, match=f"--loss {asked}: .*{why}"):
             loss_for(asked, config)
 

@@ -39,6 +39,8 @@ CASES = [
     {"train": {"steps": 77, "batch_size": 5, "lr": 3e-4, "seed": 9, "accumulate": 2, "keep": 1, "keep_every": 50}},
     {"train": {"save_every": 3, "sample_every": 4, "lr_decay": 0.25}},
     {"train": {"lr_decay": 0.0}},
+    {"train": {"loss": "simple"}},
+    {"train": {"loss": "min-snr"}},
     {"objective": {"prediction": "mean", "variance": "learned", "schedule": "cosine"}, "train": {"loss": "vlb"}},
     {"objective": {"variance": "learned-range", "timesteps": 100}},
     {"objective": {"schedule": "quad", "beta_end": 0.03}},

@@ -1,4 +1,4 @@
-"""The training loss, L_simple, L_vlb or L_hybrid, and the terms of the variational bound."""
+"""The training loss, L_simple, min-SNR, L_vlb or L_hybrid, and the terms of the variational bound."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 __all__ = ["bound_term", "discretized_log_likelihood", "gaussian_kl", "prior", "training_loss"]
 
 LAMBDA = 0.001  # the weight of L_vlb in L_hybrid (Nichol and Dhariwal 2021, Section 3.1)
+GAMMA = 5.0  # the largest weight of min-SNR (Hang et al. 2023)
 
 
 def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss: str = "simple") -> Tensor:
@@ -22,6 +23,9 @@ def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss:
     simple   L_simple: (eps - eps_theta(x_t, t))^2, averaged over the values (Eq. 14; line 5 of Algorithm 1). For
              another prediction, the same error of x_0, v or mu~_t. On average 1 for a network that predicts eps = 0,
              near 0.03 for a good one on photographs. It does not train a learned variance.
+    min-snr  min(SNR, 5) (x_0 - x_theta(x_t, t))^2, where SNR = abar_t / (1 - abar_t), for every prediction (Hang et al.
+             2023). The steps of least noise count less than in L_simple of eps, and those of most noise less than in
+             that of x_0 or v. It does not train a learned variance either.
     vlb      L_vlb: the bound of Eq. 5 in bits per dimension, estimated by T times its term at t. Without L_T.
     hybrid   L_simple + 0.001 L_vlb, where L_vlb trains only the variance (Nichol and Dhariwal 2021, Eq. 16).
 
@@ -37,6 +41,10 @@ def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss:
 
     if loss == "vlb":
         return vlb(prediction.mean)
+    if loss == "min-snr":
+        signal, noise = schedule.marginal(t, x_0)
+        weight = ((signal / noise) ** 2).clamp(max=GAMMA)  # type: ignore[union-attr]  # a tensor, as t is
+        return (weight * (x_0 - prediction.x_0) ** 2).flatten(1).mean(1)
     simple = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
     return simple + LAMBDA * vlb(prediction.mean.detach()) if loss == "hybrid" else simple
 

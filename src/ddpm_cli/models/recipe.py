@@ -44,6 +44,7 @@ def _published(base: str | None) -> str | None:
 
 _LOSSES = {
     "simple": "L_simple",
+    "min-snr": "min-SNR, with 5 as the largest weight",
     "vlb": "the variational bound",
     "hybrid": "L_simple, and the variational bound for the variance",
 }

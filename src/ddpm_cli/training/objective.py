@@ -72,8 +72,8 @@ def schedule_for(asked: Mapping[str, Any], preset: ScheduleConfig) -> ScheduleCo
     return replace(config, beta_schedule=_BETWEEN[name], beta_start=start, beta_end=end)
 
 
-def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = False) -> str:
-    """The loss of a run: L_simple, and L_hybrid for a learned variance, unless the user chose another.
+def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = False, preset: str = "simple") -> str:
+    """The loss of a run: the preset's, and L_hybrid for a learned variance, unless the user chose another.
 
     Raises UsageError if the chosen one would not train the variance or the betas, or needs a variance that is learned.
     """
@@ -82,17 +82,17 @@ def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = Fal
             "--schedule learned: only the bound depends on the betas in a way that can train them",
             "Add --loss vlb, or choose another schedule.",
         )
-    if asked == "simple" and config.learns_variance:
+    if asked in ("simple", "min-snr") and config.learns_variance:
         raise UsageError(
-            "--loss simple: does not train the variance, which this model learns",
+            f"--loss {asked}: does not train the variance, which this model learns",
             "Use --loss hybrid, which trains it with the bound, or --loss vlb.",
         )
     if asked == "hybrid" and not config.learns_variance:
         raise UsageError(
             "--loss hybrid: its part of the bound trains only the variance, and this one is fixed",
-            "Add --variance learned-range, or use --loss simple or vlb.",
+            "Add --variance learned-range, or use --loss simple, min-snr or vlb.",
         )
-    return asked or ("hybrid" if config.learns_variance else "simple")
+    return asked or ("hybrid" if config.learns_variance else preset)
 
 
 def named(config: ScheduleConfig) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def plan_run(
         "lr": recipe.lr,
         "lr_warmup": recipe.lr_warmup,
         "lr_decay": recipe.lr_decay,
-        "loss": loss_for(train.get("loss"), schedule, learns_betas),
+        "loss": loss_for(train.get("loss"), schedule, learns_betas, recipe.loss),
         "learn_betas": learns_betas,
         "save_every": every,
         "sample_every": every,

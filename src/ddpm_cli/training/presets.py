@@ -33,6 +33,7 @@ class Preset:
     lr_decay: float = 0.0
     variance_type: str = "fixed_small"
     prediction_type: str = "epsilon"
+    loss: str = "simple"  # of a fixed variance
     every: int = 10_000  # steps between checkpoints, and between previews
     smaller: str | None = None  # the preset to try if this one takes too long
     norm_num_groups: int = 32
@@ -79,7 +80,14 @@ class Preset:
 
 # Settings for fine-tuning, which keeps the model's architecture: fewer steps, and a learning rate low enough to keep
 # what the model has learned. The batch size is that of the preset for the model's image size.
-FINE_TUNING: dict[str, Any] = {"steps": 10_000, "lr": 5e-5, "lr_warmup": 500, "lr_decay": 0.0, "every": 1000}
+FINE_TUNING: dict[str, Any] = {
+    "steps": 10_000,
+    "lr": 5e-5,
+    "lr_warmup": 500,
+    "lr_decay": 0.0,
+    "loss": "simple",
+    "every": 1000,
+}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(

@@ -53,7 +53,8 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
             value = getattr(part, name)
             if (name in _ALWAYS or value != usual) and name not in (*_ELSEWHERE, *_IN_PYTHON):
                 found[name] = value
-    if config.train.loss != loss_for(None, config.schedule):
+    preset = PRESETS.get(config.preset) if config.base is None else None
+    if config.train.loss != loss_for(None, config.schedule, preset=preset.loss if preset else FINE_TUNING["loss"]):
         found["loss"] = config.train.loss
     return found | _objective(config)
 
