@@ -53,7 +53,7 @@ class Example(NamedTuple):
 
 MODELS = {
     "digits": Example(
-        "--size 28 --no-flip --steps 20k --lr-decay 0",
+        "--size 28 --no-flip --steps 20k --loss simple --lr-decay 0",
         f"--metrics bpd,fid --features {ROOT / 'examples/digits-features.pt'}",
         "cc-by-sa-3.0",
         "The images are 5,000 digits of [MNIST](http://yann.lecun.com/exdb/mnist/) by Yann LeCun and Corinna Cortes, "
@@ -61,7 +61,7 @@ MODELS = {
         "The Fréchet distance is in the 64 features of a small classifier of digits, so it is not FID.",
     ),
     "emoji": Example(
-        "--size 32 --steps 12k --lr-decay 0.5",
+        "--size 32 --steps 12k --loss simple --lr-decay 0.5",
         "--metrics bpd",
         "apache-2.0",
         "The images are 459 pictures of [Noto Emoji](https://github.com/googlefonts/noto-emoji) by Google, Apache 2.0.",

@@ -115,7 +115,7 @@ def train(options: argparse.Namespace) -> None:
         images = options.out / f"{name}-train.txt"
         images.write_text("".join(f"images/{name}/{image}\n" for image in example.names(held=False)))
         command = [sys.executable, "-m", "ddpm_cli", "train", images, "-o", options.out / name, "--resume"]
-        command += ["--preset", "tiny", "--lr-decay", "0", "--steps", options.steps]
+        command += ["--preset", "tiny", "--loss", "simple", "--lr-decay", "0", "--steps", options.steps]
         command += ["--flip" if example.mirror else "--no-flip"]
         subprocess.run([str(part) for part in command], check=True)
 
