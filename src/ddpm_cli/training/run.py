@@ -73,7 +73,7 @@ class Run:
         if self.resuming:
             world.on_main(lambda: self._opening.restore(trainer))
             trainer.first_step = world.on_main(lambda: trainer.step)
-        if trainer.step < self.config.train.steps:
+        if trainer.first_step < self.config.train.steps:  # the same on all ranks; a step is still rank 0's alone
             rehearse(trainer, self._sample_every_asked)
 
         def make() -> None:
