@@ -73,13 +73,16 @@ def test_a_full_disk(train, small_disk):
 
 
 def test_a_run_resumes_on_a_full_disk(train, small_disk):
-    """Resuming does not need to write."""
-    run = small_disk / "run"
-    train(run, "--steps", 2, "--keep", 1).finish()
+    """Resuming does not need to write. A note says that there will be no room for checkpoints."""
+    options = (small_disk / "run", "--steps", 4, "--keep", 1)
+    assert train(*options).wait() == 1  # its second checkpoint does not fit
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    assert re.search(r"0\.0 [kM]B free, and the checkpoints need", train(run, "--steps", 2, "--keep", 1).finish())
+    process = train(*options)
+    assert process.wait() == 1
+    assert "resuming at step 2" in process.err
+    assert re.search(r"0\.0 [kM]B free, and the checkpoints need", process.err)
 
 
 def test_a_read_only_disk(train, small_disk):
