@@ -8,7 +8,7 @@ Every fifth image of an example is held out. `tiny` is trained on the others, on
 - Weightings, averages and learning rates that are said to help, against "base": `tiny` with L_simple and a constant
   learning rate. The variants of a seed have the same weights at the start, the same images, the same t and the same
   noise. Averages are read off one run, which keeps all of them.
-- Other networks, rates and batches, against "min-SNR 5, decay": `tiny` as it is.
+- Other networks, rates and batches, against "min-SNR 5, decay": `tiny` as it is, but for the mean of the weights.
 
 All variants train for the same time. Where a step of a variant does more work, or less, a short race with the steps of
 "base" tells how many it may do; it counts the time of the processor. Samples of the default sampler are compared with
