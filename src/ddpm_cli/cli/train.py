@@ -376,12 +376,12 @@ def _train(
     with open_run(request, world, device, precision, dry_run, console.progress, console.warn, quiet, scale) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         if dry_run:
-            with console.trial("trying a training step and a preview"):
+            with console.trial("trying a training step"):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.trial("trying a training step and a preview"):
+        with console.trial("trying a training step"):
             run.begin()
         if world.is_main:
             left = run.config.train.steps - run.trainer.step
