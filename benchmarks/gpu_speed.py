@@ -41,6 +41,7 @@ from ddpm_cli.training.trainer import Trainer
 
 __all__ = [
     "OURS",
+    "OURS_COMPILED",
     "TUNED",
     "USUAL",
     "Measured",
@@ -55,7 +56,8 @@ __all__ = [
     "training",
 ]
 
-OURS, TUNED, COMPILED, USUAL = "ddpm", "diffusers, tuned", "diffusers, tuned and compiled", "diffusers, as used"
+OURS, OURS_COMPILED = "ddpm", "ddpm --compile"
+TUNED, COMPILED, USUAL = "diffusers, tuned", "diffusers, tuned and compiled", "diffusers, as used"
 _WARM = 3  # steps before anything is measured, in which libraries choose their kernels
 _NEVER = 10**9
 
@@ -206,10 +208,16 @@ def _theirs(model: Model) -> Any:
     return UNet2DModel(**config).to(model.device)
 
 
-def _sides(ours: Callable[[], Work], theirs: Callable[[bool, bool], Work], compiled: bool, share: float) -> list[Side]:
-    """The sides of a contest. theirs: (tuned, compiled) -> work. share: of the steps that diffusers as used does."""
-    sides = [Side(OURS, ours), Side(TUNED, lambda: theirs(True, False))]
+def _sides(
+    ours: Callable[[bool], Work], theirs: Callable[[bool, bool], Work], compiled: bool, share: float
+) -> list[Side]:
+    """The sides of a contest. ours: compiled -> work. theirs: (tuned, compiled) -> work.
+
+    share: of the steps that diffusers as used does.
+    """
+    sides = [Side(OURS, lambda: ours(False)), Side(TUNED, lambda: theirs(True, False))]
     if compiled:
+        sides.append(Side(OURS_COMPILED, lambda: ours(True), optional=True))
         sides.append(Side(COMPILED, lambda: theirs(True, True), optional=True))
     return [*sides, Side(USUAL, lambda: theirs(False, False), share)]
 
@@ -220,7 +228,7 @@ def training(model: Model, batch: int, folder: Path, compiled: bool) -> list[Sid
     def theirs(tuned: bool, compiled: bool) -> Work:
         return _their_training(model, batch, tuned, compiled)
 
-    return _sides(lambda: _our_training(model, batch, folder), theirs, compiled, share=0.5)
+    return _sides(lambda compiled: _our_training(model, batch, folder, compiled), theirs, compiled, share=0.5)
 
 
 def sampling(model: Model, images: int, sampler: str | None, compiled: bool) -> list[Side]:
@@ -232,22 +240,23 @@ def sampling(model: Model, images: int, sampler: str | None, compiled: bool) -> 
     def theirs(tuned: bool, compiled: bool) -> Work:
         return _their_sampling(model, images, tuned, compiled)
 
-    return _sides(lambda: _our_sampling(model, images, sampler), theirs, compiled, share=0.1)
+    return _sides(lambda compiled: _our_sampling(model, images, sampler, compiled), theirs, compiled, share=0.1)
 
 
-def open_trainer(model: Model, batch: int, folder: Path) -> tuple[Trainer, Window]:
+def open_trainer(model: Model, batch: int, folder: Path, compiled: bool = False) -> tuple[Trainer, Window]:
     """A run that neither saves nor draws, and the sums of its metrics."""
     data = DataConfig(images=str(model.images), size=model.size, channels=3)
     pack = open_pack(open_source(model.images, folder), data, folder)
     preset = model.preset
     settings = TrainConfig(steps=_NEVER, batch_size=batch, lr=preset.lr, save_every=_NEVER, sample_every=_NEVER)
     config = RunConfig("benchmark", "benchmark", data, settings, model.config, preset.schedule())
-    trainer = Trainer(folder, config, pack, model.device, machine.pick_dtype("auto", model.device))
+    dtype = machine.pick_dtype("auto", model.device)
+    trainer = Trainer(folder, config, pack, model.device, dtype, compiled=compiled)
     return trainer, Window(config, folder, model.device, trainer.world, 0, 0.0)
 
 
-def _our_training(model: Model, batch: int, folder: Path) -> Work:
-    trainer, window = open_trainer(model, batch, folder)
+def _our_training(model: Model, batch: int, folder: Path, compiled: bool) -> Work:
+    trainer, window = open_trainer(model, batch, folder, compiled)
 
     def work(steps: int) -> None:
         last = trainer.step + steps
@@ -295,8 +304,10 @@ def our_model(model: Model) -> DDPM:
     return DDPM(machine.place(unet, model.device, dtype), model.preset.schedule())
 
 
-def _our_sampling(model: Model, images: int, sampler: str | None) -> Work:
+def _our_sampling(model: Model, images: int, sampler: str | None, compiled: bool) -> Work:
     drawn = our_model(model)
+    if compiled:
+        drawn.compile()
 
     def work(steps: int) -> None:
         plan = drawn.sampling(sampler or "dpm++", steps)

@@ -2,10 +2,13 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
+from torch._dynamo.exc import BackendCompilerFailed
 
 from ddpm_cli.cli.console import _stderr
+from ddpm_cli.nn.unet import UNet
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,18 @@ def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypa
     monkeypatch.setenv("DDPM_DEBUG", "1")
     with pytest.raises(OSError, match="cache"):
         cli("train", digits)
+
+
+def test_a_network_that_cannot_be_compiled(cli, small_model, monkeypatch):
+    def no_compiler(*inputs):
+        raise BackendCompilerFailed(print, RuntimeError("no C++ compiler\nfor long reasons"), None)
+
+    monkeypatch.setattr(UNet, "compile", lambda self, **options: setattr(self, "_compiled_call_impl", no_compiler))
+    code, out, err = cli("sample", "-m", small_model, "--compile", "-o", "a.png")
+    assert (code, out) == (1, "")
+    assert "Error: --compile: PyTorch cannot compile the network here (" in err
+    assert "RuntimeError: no C++ compiler)\nHint: Leave it out. It needs a C++ compiler" in err
+    assert not Path("a.png").exists()
 
 
 def test_a_console_outlives_its_stderr(monkeypatch):

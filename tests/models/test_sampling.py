@@ -55,3 +55,29 @@ def test_the_fingerprint_does_not_depend_on_the_memory_format(tmp_path):
     model = DDPM.from_pretrained(write_model(tmp_path / "model", SMALL, ScheduleConfig(20)), "cpu", "fp32")
     placed = DDPM(model.unet.to(memory_format=torch.channels_last), model.schedule_config)
     assert placed.fingerprint() == model.fingerprint()
+
+
+def test_a_compiled_network_sees_one_batch_size(tmp_path, monkeypatch):
+    """Each size would be compiled anew. Here the network is not really compiled, so the images are the same."""
+    folder = write_model(tmp_path / "model", SMALL, ScheduleConfig(20))
+    plain, compiled = (DDPM.from_pretrained(folder, "cpu", "fp32") for _ in range(2))
+    monkeypatch.setattr(compiled.unet, "compile", lambda **options: None)
+    compiled.compile()
+    sizes = []
+    compiled.unet.conv_in.register_forward_hook(lambda layer, inputs, output: sizes.append(len(inputs[0])))
+    drawn = compiled.sample(7, steps=4, batch_size=4)
+    assert set(sizes) == {4}
+    assert torch.equal(drawn, plain.sample(7, steps=4, batch_size=4))
+    t = torch.tensor([3, 1, 2])  # of each image
+    x_t = torch.rand(3, 1, 8, 8)
+    assert torch.equal(compiled.denoiser(x_t, t).output, plain.denoiser(x_t, t).output)
+    assert set(sizes) == {4}
+
+
+@pytest.mark.long
+def test_a_compiled_network_draws_the_same(tmp_path):
+    folder = write_model(tmp_path / "model", SMALL, ScheduleConfig(20))
+    plain, compiled = (DDPM.from_pretrained(folder, "cpu", "fp32") for _ in range(2))
+    compiled.compile()
+    difference = compiled.sample(7, batch_size=4).int() - plain.sample(7, batch_size=4).int()
+    assert difference.abs().max() <= 1  # rounding

@@ -54,9 +54,9 @@ def config_of(steps=6, **train) -> RunConfig:
     )
 
 
-def start(run, pack, config, dtype=torch.float32) -> Trainer:
+def start(run, pack, config, dtype=torch.float32, compiled=False) -> Trainer:
     run.mkdir(exist_ok=True)
-    return Trainer(run, config, pack, CPU, dtype)
+    return Trainer(run, config, pack, CPU, dtype, compiled=compiled)
 
 
 def test_the_loss_is_equation_14():
@@ -170,6 +170,24 @@ def test_a_run_resumed_twice_equals_an_uninterrupted_run(tmp_path, pack, dtype):
         return [(line["step"], line["lr"]) for line in lines]
 
     assert metrics(run) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_a_compiled_run_resumes_exactly(tmp_path, pack):
+    """It learns as a run that is not compiled does, but for rounding and dropout."""
+
+    def run(name, *stops, compiled=True):
+        folder = tmp_path / name
+        for steps in stops:
+            trainer = start(folder, pack, config_of(6), compiled=compiled)
+            if found := runs.checkpoints(folder):
+                trainer.resume(found[-1])
+            list(trainer.events(lambda trainer=trainer, steps=steps: trainer.step >= steps))
+        return weights_in(folder), [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+
+    whole = run("whole", 6)
+    assert run("parts", 3, 6) == whole
+    assert whole[1] == pytest.approx(run("plain", 6, compiled=False)[1], rel=0.02)
 
 
 def test_metrics_after_the_checkpoint_are_removed(tmp_path, pack):

@@ -63,8 +63,12 @@ def open_model(
     precision: str,
     weights: str,
     world: World | None = None,
+    compiled: bool = False,
 ) -> DDPM:
-    """Find and load a model, and print a note with its name and device. address: may be what `find_model` found."""
+    """Find and load a model, and print a note with its name and device. address: may be what `find_model` found.
+
+    compiled: whether its network is compiled when it is first used.
+    """
     from ddpm_cli.device import describe
     from ddpm_cli.distributed import World
     from ddpm_cli.models import hub
@@ -79,6 +83,8 @@ def open_model(
         return DDPM.load(here, str(world.pick_device(device)), precision, weights)
 
     model = world.on_all(load)
+    if compiled:
+        model.compile()
     channels, height, width = model.shape
     console.note(
         f"model {located.origin} ({width}x{height} {'gray' if channels == 1 else 'RGB'}, {weights} weights) "

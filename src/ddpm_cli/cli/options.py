@@ -153,6 +153,14 @@ Precision = Annotated[
         **_COMMON,
     ),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the network first, with torch.compile: minutes at the start, for long runs on a GPU.",
+        **_COMMON,
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same images.", **_COMMON)
 ]

@@ -62,6 +62,7 @@ def sample(
     preview: options.Preview = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    compiled: options.Compile = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -86,7 +87,7 @@ def sample(
             return found
 
         target = world.on_main(place)
-        ddpm = open_model(console, model, device, precision, weights, world)
+        ddpm = open_model(console, model, device, precision, weights, world, compiled)
         own: dict[str, Any] = {"spacing": spacing, "eta": eta, "order": order, "updates": updates}
         sampling = world.on_main(lambda: pick_sampling(ddpm, sampler, steps, **own))
         note_sampling(console, ddpm, sampling)

@@ -281,6 +281,7 @@ def train(
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    compiled: options.Compile = False,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -350,7 +351,7 @@ def train(
     request = Request(images, output, data, settings, preset, start_from, resume, force, strict, objective)
     with process_group() as world:
         console = Console("train", as_json, quiet or not world.is_main, preview)
-        code = _train(request, world, console, device, precision, scale, tensorboard, dry_run)
+        code = _train(request, world, console, device, precision, scale, tensorboard, dry_run, compiled)
     raise typer.Exit(code)  # after the block: a stopped run is not an error, so the process group ends normally
 
 
@@ -363,6 +364,7 @@ def _train(
     scale: int | None,
     tensorboard: bool,
     dry_run: bool,
+    compiled: bool,
 ) -> int:
     """Open the run, show its settings and train it, in every process. Returns the exit code."""
     from ddpm_cli.cli.follow import finish, follow, header, show_plan
@@ -373,15 +375,18 @@ def _train(
     if tensorboard:
         world.on_main(lambda: require_tensorboard() and None)
     quiet = not console.live
-    with open_run(request, world, device, precision, dry_run, console.progress, console.warn, quiet, scale) as run:
+    with open_run(
+        request, world, device, precision, dry_run, console.progress, console.warn, quiet, scale, compiled
+    ) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
+        trial = f"{'compiling the network, and ' if compiled else ''}trying a training step"
         if dry_run:
-            with console.trial("trying a training step"):
+            with console.trial(trial):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.trial("trying a training step"):
+        with console.trial(trial):
             run.begin()
         if world.is_main:
             left = run.config.train.steps - run.trainer.step

@@ -55,6 +55,7 @@ class DDPM:
         self.device = unet.conv_in.weight.device
         size = unet.config.sample_size
         self.shape = (unet.config.in_channels, size, size)
+        self._compiled: int | None = None  # the batch size of the compiled network; None: it is not compiled
 
     @classmethod
     def from_pretrained(
@@ -75,6 +76,13 @@ class DDPM:
         dtype = pick_dtype(precision, where, schedule.needs_float32)
         original = unet.state_dict()
         return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
+
+    def compile(self) -> None:
+        """Compile the network when it is first used, with `torch.compile`. This takes minutes, of which PyTorch caches
+        the most, and pays in long samplings on a GPU. Smaller batches are filled up, since each size is compiled anew.
+        """
+        self.unet.compile(dynamic=False)
+        self._compiled = 0
 
     def fingerprint(self) -> str:
         """A hash of the network, its weights and its schedule: models with the same hash draw the same images.
@@ -98,18 +106,27 @@ class DDPM:
 
     def _network(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The U-Net, in batch sizes that round the same, so that an image does not depend on its batch."""
+        if x_t.device.type == "cpu" and torch.get_num_threads() == 1 and len(x_t) > _ALIKE:
+            groups = torch.split(x_t, _ALIKE)
+            times = torch.split(t, _ALIKE) if len(t) > 1 else [t] * len(groups)  # one t for each image, or for all
+            return torch.cat([self._network(*both) for both in zip(groups, times, strict=True)])
+        more = self._batch_size(x_t, t) - len(x_t)
+        padded = torch.cat([x_t, *[x_t[-1:]] * more]) if more else x_t
+        t = torch.cat([t, *[t[-1:]] * more]) if more and len(t) > 1 else t
+        return self.unet(padded, t)[: len(x_t)]  # type: ignore[no-any-return]
+
+    def _batch_size(self, x_t: Tensor, t: Tensor) -> int:
+        """The size to which a batch is filled up.
+
+        On CPUs routines are chosen by batch size. Convolutions round differently on one thread above 12 images, and on
+        two threads for some odd batches; the time embeddings of several t do so below 4.
+        """
+        size = len(x_t)
         if x_t.device.type == "cpu":
-            # Routines are chosen by batch size. Convolutions round differently on one thread above 12 images, and on
-            # two threads for some odd batches; the time embeddings of several t do so below 4.
-            if torch.get_num_threads() == 1 and len(x_t) > _ALIKE:
-                groups = torch.split(x_t, _ALIKE)
-                times = torch.split(t, _ALIKE) if len(t) > 1 else [t] * len(groups)  # one t for each image, or for all
-                return torch.cat([self._network(*both) for both in zip(groups, times, strict=True)])
-            if more := -len(x_t) % (2 if len(t) == 1 else 4):
-                padded = torch.cat([x_t, *[x_t[-1:]] * more])
-                t = torch.cat([t, *[t[-1:]] * more]) if len(t) > 1 else t
-                return self.unet(padded, t)[: len(x_t)]  # type: ignore[no-any-return]
-        return self.unet(x_t, t)  # type: ignore[no-any-return]
+            size += -size % (2 if len(t) == 1 else 4)
+        if self._compiled is not None:
+            size = self._compiled = max(self._compiled, size)
+        return size
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +55,9 @@ def _kept(trainer: Trainer, images: int) -> int:
 
     x_0, t = torch.zeros((images, *trainer.pack.shape)), torch.zeros(images, dtype=torch.int64)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with autocast(trainer.device, trainer.dtype), hooks:
+    # A compiled network keeps no more, and would be compiled for each of the two batches.
+    eager = torch.compiler.set_stance("force_eager") if trainer.compiled else nullcontext()
+    with autocast(trainer.device, trainer.dtype), hooks, eager:
         denoiser = Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule)
         loss = training_loss(denoiser, x_0, t, x_0, trainer.config.train.loss)
     del loss  # only now: a freed address could be used again

@@ -67,12 +67,13 @@ def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
     """Try the operations that need the most memory, undo them, and plan the previews. Every rank must call it.
 
     Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do. On CPUs it takes
-    little longer than a step.
+    little longer than a step. A network that is compiled is compiled here.
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
     # The first try is slower than the next: on GPUs many times, on CPUs by less than a half.
-    if trainer.device.type != "cpu" and trainer.world.on_main(lambda: seconds.step < _SECONDS):
+    on_gpu = trainer.device.type != "cpu" and trainer.world.on_main(lambda: seconds.step < _SECONDS)
+    if on_gpu or trainer.compiled:
         seconds = trainer.world.on_all(lambda: _try(trainer, images))
     _plan_previews(trainer, _Seconds(seconds.step * parts, seconds.sample), sample_every_asked)
 
@@ -81,11 +82,11 @@ def measure(trainer: Trainer, sample_every_asked: bool = False) -> Rehearsal:
     """Measure the memory, the speed and the time of a run. Every rank must call it.
 
     The trainer cannot be used afterwards. A step that is slow on a CPU is not tried: its time is estimated from a step
-    of few images. Raises TrainingError as `rehearse` does.
+    of few images, unless the network is compiled, which takes longer. Raises TrainingError as `rehearse` does.
     """
     images, parts = _largest_part(trainer)
     slow = False
-    if trainer.device.type == "cpu":
+    if trainer.device.type == "cpu" and not trainer.compiled:
         _require_memory(trainer, images, parts, compute=False)
         few = min(_FEW, images)
         _try(trainer, few)  # the first one is slow

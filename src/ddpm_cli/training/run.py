@@ -112,6 +112,7 @@ def train(
     strict: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     scale: int | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_note: Callable[[str], None] = lambda text: None,
@@ -124,7 +125,7 @@ def train(
     settings: fields of `DataConfig` and `TrainConfig`, such as size=32, flip=False, steps=5000, loss="vlb"; and the
     `objective.OPTIONS`, such as prediction="v", timesteps=100. None is the default.
     scale: of the previews' pixels; None enlarges small images.
-    start_from: a model to fine-tune. resume, force, strict, preset: see `Request`.
+    start_from: a model to fine-tune. resume, force, strict, preset: see `Request`. compiled: see `Trainer`.
     on_event: called with every event of `training.events`. on_note: called with notes and warnings, as strings.
     should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
     True, the run saves a checkpoint and stops.
@@ -150,7 +151,10 @@ def train(
         strict=strict,
         objective={name: value for name, value in chosen.items() if name in OPTIONS},
     )
-    with process_group() as world, open_run(request, world, device, precision, warn=on_note, scale=scale) as run:
+    with (
+        process_group() as world,
+        open_run(request, world, device, precision, warn=on_note, scale=scale, compiled=compiled) as run,
+    ):
         run.begin()
         for note in run.notes() if world.is_main else ():
             on_note(note)
@@ -184,11 +188,13 @@ def open_run(
     warn: Callable[[str], None] = lambda text: None,
     quiet: bool = True,
     scale: int | None = None,
+    compiled: bool = False,
 ) -> Iterator[Run]:
     """Choose the settings of a run, decode its images, and hold its lock until the block ends. Every rank must call it.
 
     dry: only for `Run.measure`; nothing is decoded, locked or written. warn: called with warnings, on rank 0.
-    quiet: no progress bar for the download of a model. scale: of the previews. Raises DDPMError.
+    quiet: no progress bar for the download of a model. scale: of the previews. compiled: see `Trainer`.
+    Raises DDPMError.
     """
     with ExitStack() as held:
         where, dtype = world.on_all(lambda: ((on := world.pick_device(device)), pick_dtype(precision, on)))
@@ -200,7 +206,7 @@ def open_run(
 
         def trainer_here() -> Trainer:
             weights = read_model(base.folder, base.files)[0].state_dict() if base and world.is_main else None
-            return Trainer(opening.folder, config, pack, where, dtype, weights, world, scale)
+            return Trainer(opening.folder, config, pack, where, dtype, weights, world, scale, compiled)
 
         trainer = world.on_all(trainer_here)
         yield Run(opening.folder, request.images, opening.kept_images, config, resuming, trainer, opening)

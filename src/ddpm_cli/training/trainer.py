@@ -59,11 +59,13 @@ class Trainer:
         weights: Mapping[str, Tensor] | None = None,
         world: World | None = None,
         scale: int | None = None,
+        compiled: bool = False,
     ) -> None:
         """weights: of a model to start from, on rank 0; None starts from random ones.
 
         dtype: of the matrix products; weights, averages and the optimiser are float32.
         scale: of the previews, see `pictures.grid`.
+        compiled: whether `torch.compile` compiles the network at the first step. Previews use one that it does not.
         """
         self.run = run
         self.config = config
@@ -85,6 +87,9 @@ class Trainer:
         else:
             unet.load_state_dict(weights)
         self.unet = place(unet, device).train()
+        self.compiled = compiled
+        if compiled:
+            self.unet.compile(dynamic=False)
         self.network: nn.Module = self.unet  # the U-Net, in DistributedDataParallel if there are several ranks
         averaged = UNet(config.unet)
         averaged.load_state_dict(unet.state_dict())
