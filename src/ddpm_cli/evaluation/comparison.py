@@ -71,7 +71,7 @@ def remarks(samples: FeatureSet, reference: FeatureSet | None, metrics: Sequence
 def _about_distances(samples: FeatureSet, reference: FeatureSet, metrics: Sequence[str]) -> Iterator[str]:
     for kind, found in (("samples", samples), ("reference images", reference)):
         count, width = found.statistics.count, found.statistics.mu.numel()
-        if count is None:
+        if count is None or "fid" not in metrics:
             continue
         if count <= width:
             yield (
