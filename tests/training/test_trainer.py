@@ -179,11 +179,12 @@ def test_a_compiled_run_resumes_exactly(tmp_path, pack):
     def run(name, *stops, compiled=True):
         folder = tmp_path / name
         for steps in stops:
-            trainer = start(folder, pack, config_of(6), compiled=compiled)
+            trainer = start(folder, pack, config_of(6, log_every=3), compiled=compiled)
             if found := runs.checkpoints(folder):
                 trainer.resume(found[-1])
             list(trainer.events(lambda trainer=trainer, steps=steps: trainer.step >= steps))
-        return weights_in(folder), [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return weights_in(folder), [json.loads(line)["loss"] for line in lines]
 
     whole = run("whole", 6)
     assert run("parts", 3, 6) == whole
