@@ -24,17 +24,21 @@ def test_text_is_escaped_everywhere():
     parts = [
         html.paragraph(HOSTILE),
         html.section(HOSTILE, html.code(HOSTILE), html.fold(HOSTILE, "")),
-        html.table([(HOSTILE, HOSTILE)], (HOSTILE, HOSTILE)),
+        html.table([(HOSTILE, HOSTILE)], (HOSTILE, HOSTILE), [HOSTILE]),
         html.image(picture, HOSTILE),
-        html.slider({HOSTILE: [picture]}, [HOSTILE], 0, 9, HOSTILE),
+        html.sheet(picture, HOSTILE),
+        html.slider({HOSTILE: [picture] * 2}, [HOSTILE] * 2, 0, 9, (HOSTILE, HOSTILE), HOSTILE),
+        html.slider({HOSTILE: [picture]}, [HOSTILE], 0, 9, (HOSTILE, HOSTILE), HOSTILE),
     ]
-    data = html.page(HOSTILE, "".join(parts))
+    data = html.page(HOSTILE, HOSTILE, "".join(parts))
     page = Page(data)
     check_alone(page)
     shown = HOSTILE.encode("unicode_escape").decode()
-    assert page.texts["title"] == page.texts["h1"] == page.texts["h2"] == page.texts["summary"] == [shown]
-    assert page.texts["td"] == page.texts["output"] == page.sliders[0]["captions"] == [shown]
-    assert [picture["alt"] for picture in page.images] == [shown, shown]
+    assert page.texts["title"] == [f"{shown} - {shown}"]
+    assert page.texts["h1"] == page.texts["h2"] == page.texts["summary"] == page.texts["output"] == [shown]
+    assert page.texts["td"] == page.sliders[0]["captions"] == [shown] * 2
+    assert page.texts["p"] == [shown] * 2
+    assert [picture["alt"] for picture in page.images] == [shown] * 4
     assert page.commands == [shown]
     assert data.count(b"<script") == 2
     assert b"\x1b" not in data
@@ -58,6 +62,16 @@ def test_large_pictures_lose_a_little_and_small_ones_nothing():
     assert (large.width, large.height) == (500, 500)
 
 
+def test_a_slider_with_one_position_is_a_row_of_pictures():
+    pictures = [html.Picture("a.png", 30, 30), html.Picture("b.png", 30, 30)]
+    one = Page(html.slider({"a": pictures[:1]}, ["t = 0"], 0, 100, ("0", "0")).encode())
+    assert [name for name, _ in one.elements if name in ("input", "script", "output")] == []
+    assert (one.texts["p"], len(one.images)) == (["t = 0"], 1)
+    two = Page(html.slider({"a": pictures, "b": pictures}, ["t = 1", "t = 0"], 1, 100, ("1", "0")).encode())
+    assert two.texts["span"] == ["1", "0"]
+    assert two.elements[0] == ("div", {"class": "slider", "style": "max-width: calc(180px + 1rem)"})
+
+
 def test_what_is_no_picture_is_named():
     with pytest.raises(DataError, match=r"a\.png: not an image"):
         html.embedded(b"<svg onload=alert(1)>", "a.png")
@@ -66,3 +80,9 @@ def test_what_is_no_picture_is_named():
 def test_code_between_backticks_and_empty_parts():
     assert html.paragraph("take `-o` <a>") == "<p>take <code>-o</code> &lt;a&gt;</p>\n"
     assert html.section("Nothing", "", "") == html.table([]) == ""
+
+
+def test_a_note_is_below_its_row_and_as_wide():
+    page = Page(html.table([("a", "1"), ("b", "2")], notes=["one", "two"]).encode())
+    assert page.texts["tr"] == ["a1", "one", "b2", "two"]
+    assert [about.get("colspan") for name, about in page.elements if name == "td"] == [None, "2"] * 2

@@ -75,11 +75,13 @@ def _page(
     forward = f"ddpm noise {a} --t"
     of_paper = make_betas(model.schedule_config).equal(make_betas(ScheduleConfig()))  # else it is not `ddpm noise`
     start = min(range(len(demo.ts)), key=lambda i: abs(demo.ts[i] - 0.4 * T))  # of the slider: neither noise nor image
+    noised = f"{forward} {demo.ts[start]}{also} -o x_t.png"
+    about_it = f" The second command adds noise to it, at t={demo.ts[start]}." if of_paper else ""
     body = [
         html.paragraph(
             f"A diffusion model learns to remove noise from images, and so to make images from nothing but noise. "
             f"This one makes {size}x{size} {'gray' if channels == 1 else 'RGB'} images in at most {T} steps. "
-            "Everything on this page was drawn by the model itself; the commands below each picture draw it again."
+            "All images on this page come from the model; the commands below a picture draw it again."
         ),
         html.section(
             "Through time",
@@ -92,16 +94,16 @@ def _page(
                 "right."
             ),
             _through_time(model, demo, start),
-            html.code(
-                "\n".join([draw, *([f"{forward} {demo.ts[start]}{also} -o x_t.png"] if of_paper else []), trace])
-            ),
+            html.paragraph(f"These draw two images, and every step on the way to the first one.{about_it}"),
+            html.code("\n".join([draw, *([noised] if of_paper else []), trace])),
         ),
         html.section(
             "The forward process",
             html.paragraph(
-                "One image and the same noise, at several t: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Eq. 4)."
+                "One image and the same noise, eps, at several t: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps "
+                "(Eq. 4). abar_t is 1 at t=0, and falls as t grows."
             ),
-            html.image(sheets["noise"], "an image with more and more noise"),
+            html.sheet(sheets["noise"], "an image with more and more noise"),
             html.code(f"{forward} {columns}{also} -o noise.png") if of_paper else "",
         ),
         html.section(
@@ -110,7 +112,7 @@ def _page(
                 "From noise to the image. Above the states x_t, below the image that the model predicts from each: "
                 "what is large is decided early, and details late (Fig. 6)."
             ),
-            html.image(sheets["trace"], "states of the reverse process, and predictions of the image"),
+            html.sheet(sheets["trace"], "states of the reverse process, and predictions of the image"),
             html.code(f"ddpm denoise-trace {options} {way}{also} -o trace.png"),
         ),
         html.section(
@@ -129,7 +131,7 @@ def _page(
                 "pixels: two images on top of each other. With more noise, less is left of the two, and the model "
                 "invents more: at large t the noise, which is the same for all, decides what the images show."
             ),
-            html.image(sheets["interpolation"], "images between two images, by t"),
+            html.sheet(sheets["interpolation"], "images between two images, by t"),
             html.code(f"ddpm interpolate {a} {b} {options}{also} -o interpolation.png"),
         ),
         html.section(
@@ -138,7 +140,7 @@ def _page(
             html.code("ddpm train ./images"),
         ),
     ]
-    return html.page("What a diffusion model does", "".join(body))
+    return html.page("What a diffusion model does", "ddpm demo", "".join(body))
 
 
 def _through_time(model: DDPM, demo: Demo, start: int) -> str:
@@ -156,4 +158,4 @@ def _through_time(model: DDPM, demo: Demo, start: int) -> str:
         signal, noise = (float(table[from_paper(t)]) for table in tables) if t else (1.0, 0.0)
         captions.append(f"t = {t}: forward, x_t = {signal:.3f} x_0 + {noise:.3f} eps")
     rows = {name: [Picture(path, size, size) for path in paths] for name, paths in sources.items()}
-    return html.slider(rows, captions, start, _WIDTH)
+    return html.slider(rows, captions, start, _WIDTH, (f"t = {demo.ts[0]}", f"t = {demo.ts[-1]}"))

@@ -17,7 +17,20 @@ from ddpm_cli.data.images import decode
 from ddpm_cli.data.pictures import picture_bytes
 from ddpm_cli.text import printable
 
-__all__ = ["Picture", "code", "embedded", "escaped", "fold", "image", "page", "paragraph", "section", "slider", "table"]
+__all__ = [
+    "Picture",
+    "code",
+    "embedded",
+    "escaped",
+    "fold",
+    "image",
+    "page",
+    "paragraph",
+    "section",
+    "sheet",
+    "slider",
+    "table",
+]
 
 _LARGE = 100_000  # bytes; larger pictures are embedded as WebP with some loss, in less than a tenth of the bytes
 
@@ -58,28 +71,43 @@ def image(picture: Picture, about: str, width: int = 0) -> str:
     return f'<img{sharp} src="{escaped(picture.source)}" alt="{escaped(about)}" {size}>'
 
 
+def sheet(picture: Picture, about: str) -> str:
+    """A picture with small text in it. Where it would be too small to read, it can be scrolled instead."""
+    return f'<div class="wide sheet" tabindex="0">{image(picture, about)}</div>\n'
+
+
 def slider(
-    rows: Mapping[str, Sequence[Picture]], captions: Sequence[str], first: int, width: int, label: str = "time"
+    rows: Mapping[str, Sequence[Picture]],
+    captions: Sequence[str],
+    first: int,
+    width: int,
+    ends: tuple[str, str],
+    label: str = "time",
 ) -> str:
-    """Named rows of pictures, one of each shown at a time, and a slider that chooses which.
+    """Named rows of pictures, one of each shown at a time, and a slider that chooses which, if there is a choice.
 
     captions: a line for each position. first: the position at the start, and the only one without the script. width:
-    of a picture, see `image`. label: what the slider moves through, for screen readers.
+    of a picture, see `image`. ends: the names of the first and the last position. label: what the slider moves
+    through, for screen readers.
     """
-    figures = ""
+    figures, whole = "", 0
     for name, pictures in rows.items():
         largest = max(1, width // pictures[first].width) * pictures[first].width
         shown = f"{image(pictures[first], name, width)}<figcaption>{escaped(name)}</figcaption>"
         figures += f'<figure style="max-width: {largest}px">{shown}</figure>'
+        whole += largest
+    row, caption = f'<div class="row">{figures}</div>', escaped(captions[first])
+    if len(captions) == 1:
+        return f"{row}<p>{caption}</p>\n"
     data = {
         "captions": [printable(caption) for caption in captions],
         "rows": [[picture.source for picture in pictures] for pictures in rows.values()],
     }
-    last = len(captions) - 1
+    before, after = (f"<span>{escaped(end)}</span>" for end in ends)
+    moved = f'<input type="range" min="0" max="{len(captions) - 1}" value="{first}" aria-label="{escaped(label)}">'
     return (
-        f'<div class="slider"><div class="row">{figures}</div>'
-        f'<input type="range" min="0" max="{last}" value="{first}" aria-label="{escaped(label)}" hidden>'
-        f"<output>{escaped(captions[first])}</output>"
+        f'<div class="slider" style="max-width: calc({whole}px + {len(rows) - 1}rem)">{row}'
+        f'<div class="move" hidden>{before}{moved}{after}</div><output>{caption}</output>'
         f'<script type="application/json">{_json(data)}</script></div>\n'
     )
 
@@ -111,27 +139,33 @@ def code(text: str) -> str:
     return "<pre>{}</pre>\n".format("\n".join(lines))
 
 
-def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """A table; the first cell of each row is its heading. Empty without rows."""
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+    """A table; the first cell of each row is its heading. Empty without rows. notes: one below each row, as wide."""
     if not rows:
         return ""
     top = f"<tr>{''.join(f'<th>{escaped(cell)}</th>' for cell in head)}</tr>" if head else ""
-    lines = (
+    lines = [
         f'<tr><th scope="row">{escaped(first)}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
-    )
-    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>\n'
+    ]
+    if notes:
+        below = (f'<tr class="note"><td colspan="{len(rows[0])}">{escaped(note)}</td></tr>' for note in notes)
+        lines = [line + note for line, note in zip(lines, below, strict=True)]
+    return f'<div class="wide" tabindex="0"><table>{top}{"".join(lines)}</table></div>\n'
 
 
-def page(title: str, body: str) -> bytes:
-    """A whole page. The policy in its head forbids the browser to load anything but its own pictures."""
+def page(title: str, command: str, body: str) -> bytes:
+    """A whole page. command: what made it, for the title of the window.
+
+    The policy in its head forbids the browser to load anything but its own pictures.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{escaped(title)}</h1>\n{body}<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+        f"<title>{escaped(f'{title} - {command}')}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<main><h1>{escaped(title)}</h1>\n{body}</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     ).encode()
 
 
@@ -151,29 +185,41 @@ p { max-width: 44rem; }
 img { max-width: 100%; height: auto; vertical-align: top; }
 .sharp { image-rendering: pixelated; }
 figure { margin: 0; }
-figcaption, summary, output { color: var(--soft); }
+figcaption, summary, .move, .note { color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
-.row figure { flex: 1 1 6.5rem; }
-.slider input { width: 100%; margin: 1rem 0 0; accent-color: var(--curve-1, #1f5fa8); }
+.row figure { flex: 1 1 4.5rem; }
 .slider output { display: block; font-variant-numeric: tabular-nums; }
+.move { display: flex; align-items: center; gap: .7rem; margin-top: 1rem; white-space: nowrap; }
+.move[hidden] { display: none; }
+.move input { flex: 1; min-width: 0; min-height: 1.5rem; accent-color: var(--curve-1, #1f5fa8); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1rem; }
 svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
+.sheet img { max-width: max(100%, 40rem); }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; min-width: 5rem; }
 td:last-child { min-width: 13rem; }
 th { font-weight: 600; white-space: nowrap; }
+tr:has(+ .note) > * { border: 0; padding-bottom: 0; }
 pre { background: var(--field); padding: .7rem; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre span { display: inline-block; max-width: 100%; }
 code, pre { font: .9em/1.4 ui-monospace, monospace; }
 p code { white-space: nowrap; }
 details { margin: 1rem 0; }
+@media screen and (max-width: 40rem) {
+  th { white-space: normal; }
+  th, td { min-width: 0; padding-right: .7rem; }
+  th, td:not(:last-child) { overflow-wrap: normal; }
+  td:last-child { min-width: 8rem; }
+  .slider output { min-height: 3em; }
+}
 @media print {
-  h2 { break-after: avoid; }
-  figure, svg, tr, pre, .slider { break-inside: avoid; }
+  h2, p, tr:has(+ .note) { break-after: avoid; }
+  figure, svg, tr, p, pre, .slider { break-inside: avoid; }
   .charts { grid-template-columns: 1fr 1fr; }
-  .slider input { display: none; }
+  .sheet img { max-width: 100%; }
+  .move { display: none; }
 }
 """
 
@@ -182,11 +228,14 @@ for (const box of document.querySelectorAll(".slider")) {
   const data = JSON.parse(box.querySelector("script").textContent);
   const images = box.querySelectorAll("img"), input = box.querySelector("input");
   const show = () => {
+    const caption = data.captions[input.value];
     data.rows.forEach((row, i) => { images[i].src = row[input.value]; });
-    box.querySelector("output").textContent = data.captions[input.value];
+    box.querySelector("output").textContent = caption;
+    input.setAttribute("aria-valuetext", caption);
   };
   input.addEventListener("input", show);
-  input.hidden = false;
+  addEventListener("pageshow", show);  // after Back, the browser moves the slider to where it was
+  box.querySelector(".move").hidden = false;
   show();
 }
 """

@@ -55,7 +55,7 @@ def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
             html.fold("All settings", html.code(json.dumps(config.to_dict(), indent=2))),
         ),
     ]
-    return html.page(run.resolve().name, "".join(body))
+    return html.page(run.resolve().name, "ddpm report", "".join(body))
 
 
 def _recipe(run: Path, config: RunConfig, step: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _previews(run: Path) -> str:
     captions = [f"step {step}" for step, *_ in shown]
     left_out = f", {len(shown)} of {len(steps)} previews" if len(shown) < len(steps) else ""
     return html.paragraph(f"Always from the same noise{left_out}.") + html.slider(
-        rows, captions, len(shown) - 1, _PREVIEW_WIDTH, "step"
+        rows, captions, len(shown) - 1, _PREVIEW_WIDTH, (captions[0], captions[-1]), "step"
     )
 
 
@@ -111,11 +111,14 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _evaluation(run: Path) -> list[str]:
     """The results of all evaluated checkpoints, the newest first, and the newest picture of the bound."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[str, str, str]] = []
+    measured: list[str] = []
     bounds: list[str] = []
     for folder in reversed(evaluations(run)):
-        rows += [(f"step {step_of(folder)}", *row) for row in in_words(kept_results(folder))]
+        for name, value, how in in_words(kept_results(folder)):
+            rows.append((f"step {step_of(folder)}", name, value))
+            measured.append(how)
         if not bounds and (picture := _picture(folder / _BOUND)):
             caption = f"The variational bound by t, at step {step_of(folder)}"
-            bounds = [html.paragraph(f"{caption}:"), html.image(picture, caption)]
-    return [html.table(rows, ("checkpoint", "metric", "value", "measured")), *bounds]
+            bounds = [html.paragraph(f"{caption}:"), html.sheet(picture, caption)]
+    return [html.table(rows, ("checkpoint", "metric", "value"), measured), *bounds]
