@@ -38,6 +38,7 @@ CASES = [
     {"data": {"flip": False, "fit": "pad", "background": "#ff0000", "holdout": 0.1}},
     {"train": {"steps": 77, "batch_size": 5, "lr": 3e-4, "seed": 9, "accumulate": 2, "keep": 1, "keep_every": 50}},
     {"train": {"save_every": 3, "sample_every": 4, "lr_decay": 0.25}},
+    {"train": {"steps": 40, "sample_every": 500}},
     {"train": {"lr_decay": 0.0}},
     {"train": {"loss": "simple"}},
     {"train": {"loss": "min-snr"}},
@@ -58,6 +59,14 @@ def test_the_command_gives_the_settings_of_the_run(monkeypatch, options):
     assert (asked.images, asked.folder) == (["/images/a b.zip"], Path("runs/my run"))
     again = plan_run(OTHER, *asked.images, True, asked.preset, asked.data, asked.train, asked.objective)
     assert again == config
+
+
+@pytest.mark.parametrize("steps", [5, 77, 5000])
+def test_intervals_that_nobody_chose_are_not_named(steps):
+    """A --sample-every that is named is kept, also where previews take too long."""
+    base = Base("/runs/old", PRESETS["cifar10"].unet(16, 1), PRESETS["cifar10"].schedule())
+    for config in (planned(train={"steps": steps}), planned(base=base, train={"steps": steps})):
+        assert "-every" not in command_of(config, Path("x"))
 
 
 def test_a_fine_tuned_run(monkeypatch):

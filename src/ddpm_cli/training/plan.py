@@ -13,7 +13,7 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.errors import ModelError, UsageError
 from ddpm_cli.names import check_name
 from ddpm_cli.training.objective import contradictions, loss_for, schedule_for
-from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset
+from ddpm_cli.training.presets import FINE_TUNING, PRESETS, Preset, interval
 
 __all__ = ["Base", "plan_run"]
 
@@ -115,9 +115,8 @@ def plan_run(
             unet = replace(unet, out_channels=2 * channels)
         _require_signal(schedule)
     learns_betas = objective.get("schedule") == "learned"
-    # Several checkpoints and previews in every run, even in one much shorter than the recipe's.
-    every = max(1, min(recipe.every, train.get("steps", recipe.steps) // 4))
-    settings = {
+    every = interval(recipe.every, train.get("steps", recipe.steps))
+    settings: dict[str, Any] = {
         "steps": recipe.steps,
         "batch_size": recipe.batch_size,
         "lr": recipe.lr,

@@ -14,7 +14,7 @@ from ddpm_cli.errors import UsageError
 if TYPE_CHECKING:
     from ddpm_cli.config import ScheduleConfig, UNetConfig
 
-__all__ = ["FINE_TUNING", "PRESETS", "Preset"]
+__all__ = ["FINE_TUNING", "PRESETS", "Preset", "interval"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ FINE_TUNING: dict[str, Any] = {
     "loss": "simple",
     "every": 1000,
 }
+
+
+def interval(every: int, steps: int) -> int:
+    """Steps between checkpoints, and between previews: those of the recipe, or fewer, so that every run has several."""
+    return max(1, min(every, steps // 4))
+
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(

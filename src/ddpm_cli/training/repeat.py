@@ -9,14 +9,14 @@ from typing import Any
 
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.training.objective import loss_for, named, schedule_for
-from ddpm_cli.training.presets import FINE_TUNING, PRESETS
+from ddpm_cli.training.presets import FINE_TUNING, PRESETS, interval
 
 __all__ = ["command_of"]
 
 # Settings of the paper that only `ddpm_cli.train` has, not the command line.
 _IN_PYTHON = ("lr_warmup", "ema_decay", "grad_clip")
 _ELSEWHERE = ("images", "loss", "learn_betas", "log_every")  # given otherwise, or without an effect on the model
-_ALWAYS = ("size", "channels", "steps", "batch_size", "lr", "seed", "save_every", "sample_every")
+_ALWAYS = ("size", "channels", "steps", "batch_size", "lr", "seed")
 
 
 def command_of(config: RunConfig, run: Path) -> str:
@@ -84,10 +84,11 @@ def _special(config: RunConfig) -> dict[str, Any]:
 def _usual(part: DataConfig | TrainConfig, config: RunConfig) -> dict[str, Any]:
     """The settings of a new run that names none: the defaults, and those of the preset that do not vary by machine."""
     usual: dict[str, Any] = {field.name: field.default for field in fields(part)}
-    if isinstance(part, TrainConfig):
-        if config.base is not None:
-            usual |= {"lr_warmup": FINE_TUNING["lr_warmup"], "lr_decay": FINE_TUNING["lr_decay"]}
-        elif config.preset in PRESETS:
-            preset = PRESETS[config.preset]
-            usual |= {"lr_warmup": preset.lr_warmup, "lr_decay": preset.lr_decay}
+    preset = PRESETS.get(config.preset)
+    recipe = FINE_TUNING if config.base is not None else vars(preset) if preset else {}
+    if isinstance(part, TrainConfig) and recipe:
+        # Not named if it need not be: an interval of previews that is named is kept, even if they take too long.
+        every = interval(recipe["every"], part.steps)
+        usual |= {"lr_warmup": recipe["lr_warmup"], "lr_decay": recipe["lr_decay"]}
+        usual |= {"save_every": every, "sample_every": every}
     return usual
