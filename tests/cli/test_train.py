@@ -115,7 +115,7 @@ def test_the_learning_rate_falls_to_0_over_the_steps_of_the_longest_run(cli, dig
     settings = read_config(RunConfig, Path("run/config.json")).train
     assert settings.lr_decay == 0.5
     card = Path("run/checkpoints/step-00000004/README.md").read_text()
-    assert "| learning rate at the end | falls to 0 over the last 0.5 of the steps |" in card
+    assert "| learning rate at the end | falls to 0 over the last 50 % of the steps |" in card
     code, _, err = cli("train", digits, *options, "--steps", 8, "--resume")
     assert (code, "from step 4" in err) == (0, True), err
 

@@ -11,11 +11,11 @@ from torch.distributions import Normal, kl_divergence
 from conftest import SMALL, picture, randomize
 from ddpm_cli import DDPM
 from ddpm_cli.config import ScheduleConfig
-from ddpm_cli.data.plots import draw
+from ddpm_cli.data.plots import draw, svg
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import spaced
 from ddpm_cli.errors import ModelError
-from ddpm_cli.evaluation.bound import Bound, charts, measure, merge
+from ddpm_cli.evaluation.bound import Bound, charts, measure, merge, to_csv
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.nn.unet import UNet
 
@@ -197,7 +197,30 @@ def test_the_parts_sum_to_the_whole(measured):
     spread = sum((value - bound.total) ** 2 for value in bound.each.tolist()) / 7
     assert bound.interval == pytest.approx([bound.total + z * math.sqrt(spread / 8) for z in (-1.96, 1.96)])
     assert json.loads(json.dumps([summary, rows])) == [summary, rows]
-    assert draw(charts({"train": bound}), "the bound").size == (1280, 36 + 360)
+    terms, rate = shown = charts(to_csv({"a, b": bound, '"': bound}))
+    assert terms.curves == {name: [row["bits"] for row in rows] for name in ("a, b", '"')}
+    assert rate.curves["a, b"] == [row["rate"] for row in rows]
+    assert terms.steps == rate.steps == [row["t"] for row in rows]
+    assert draw(shown, "the bound").size == (1280, 36 + 360)
+
+
+TABLE = b"set,t,bits,rate\na,2,0.1,0.2\na,1,,0.3\n"
+
+
+def test_a_damaged_table_is_named():
+    assert charts(TABLE)[0].curves == {"a": [0.1, None]}
+    for old, new in ((b"0.1", b"x"), (b"a,1", b"a"), (b"a,1", b"a,0"), (b"a,1", b"b,1"), (b"2", b"9" * 400)):
+        with pytest.raises(ValueError, match="not a table of the bound"):
+            charts(TABLE.replace(old, new))
+    for table in (b"", b"set,t\n", b"\xff", b'"' + b"a" * 200_000, TABLE.replace(b"bits", b"x"), b"\x00,t\n"):
+        with pytest.raises(ValueError, match="not a table of the bound"):
+            charts(table)
+
+
+@pytest.mark.parametrize("odd", ["nan", "inf", "1e308", "5e-324", "-1", "0"])
+def test_odd_values_in_a_table_are_drawn(odd):
+    for chart in charts(TABLE.replace(b"0.1", odd.encode()).replace(b"0.3", odd.encode())):
+        svg(chart)
 
 
 def test_one_image_has_no_interval(measured):
@@ -344,7 +367,7 @@ def test_a_step_that_no_image_has_is_missing_in_the_rows():
     missing = [row for row in found.rows() if not row["images"]]
     assert len(missing) >= 91
     assert all(row["bits"] is row["rmse"] is None for row in missing)
-    assert draw(charts({"train": found}), "few").size[0] == 1280
+    assert draw(charts(to_csv({"train": found})), "few").size[0] == 1280
 
 
 def test_the_command(cli, small_model, color_model, digits, photo):

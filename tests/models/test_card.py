@@ -113,7 +113,8 @@ def test_cards_of_other_programs(tmp_path):
         "optimizer": "AdamW with betas=(0.95, 0.999), weight_decay=1e-06 and epsilon=1e-08",
         "mixed_precision": "fp16",
     }
-    for junk in ("[]", "{", '{"train": 1}', '{"train": {"lr": null}, "images": "none"}'):
+    large = '{"train": {"lr_decay": 1%s}, "images": {}}' % ("0" * 400)
+    for junk in ("[]", "{", '{"train": 1}', '{"train": {"lr": null}, "images": "none"}', large):
         (tmp_path / RECIPE).write_text(junk)  # another program's file of that name must not stop `info`
         from ddpm_cli.models.recipe import recipe_in_words
 

@@ -40,7 +40,7 @@ def test_a_run_becomes_a_page(cli, run):
     assert page.texts["title"] == ["cats & dogs - ddpm report"]
     assert (page.sliders, len(page.images), page.texts["p"][2]) == ([], 2, "step 4")  # one preview is no choice
     titles = [about["aria-label"] for name, about in page.elements if name == "svg"]
-    assert titles == ["loss", "gradient norm", "learning rate", "images/s", "mean brightness of previews"]
+    assert titles == ["loss", "gradient norm", "learning rate", "images/s", "mean colour of previews"]
     facts = dict(zip(page.texts["th"], page.texts["td"], strict=True))
     assert facts["data"] == "60 images, digits"
     assert facts["batch size"] == "4"
@@ -109,6 +109,13 @@ def test_evaluations_are_shown(cli, run):
     rows = [text for text in page.texts["tr"] if "FID" in text or how in text]
     assert rows == ["step 4FID (cats)3.170", how, "step 2FID (cats)5.000", how]
     assert "at step 2" in page.images[-1]["alt"]
+    table = "set,t,bits,rate\n<&\x1b,2,0.1,0.2\n<&\x1b,1,0.3,0.4\nb,2,0.1,0.2\nb,1,,0.4\n"
+    (run / "eval" / "step-00000002" / "bound.csv").write_text(table)
+    page = page_of(cli, run)
+    assert len(page.images) == 2  # only the previews
+    titles = [about["aria-label"] for name, about in page.elements if name == "svg"]
+    assert titles[-2:] == ["the term of each t (bits/dim)", "rate up to each t (bits/dim)"]
+    assert page.texts["tspan"][-2:] == ["<&\\x1b", "b"]
 
 
 def test_hostile_text_is_only_text(cli, run):
@@ -146,7 +153,9 @@ def points(drawn: str) -> list[list[tuple[float, float]]]:
 
 
 def test_a_curve_of_svg_is_at_its_values():
-    [line] = points(svg(Chart("a", [0, 50, 100], {"a": [0.0, 1.0, 2.0]})))
+    drawn = svg(Chart("a", [0, 50, 100], {"a": [0.0, 1.0, 2.0]}, over="steps & t"))
+    assert "steps & t" in Page(drawn.encode()).texts["text"]
+    [line] = points(drawn)
     (left, bottom), (middle, half), (right, top), last = line
     assert last == (right, top)
     assert middle == pytest.approx((left + right) / 2, abs=0.1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -264,8 +262,9 @@ class Evaluation:
                 found[images.name] = bound
                 self._results.append(bound_result(bound, images.name, T))
         if found:
-            write_file(folder / "bound.csv", _csv(found), sync=False)
-            picture = plots.draw(bounds.charts(found), f"the bound by t, of {' and '.join(found)} images")
+            table = bounds.to_csv(found)
+            write_file(folder / "bound.csv", table, sync=False)
+            picture = plots.draw(bounds.charts(table), f"the bound by t, of {' and '.join(found)} images")
             write_file(folder / "bound.png", pictures.picture_bytes(picture), sync=False)
 
     def _plan(
@@ -408,13 +407,3 @@ class Evaluation:
         self.console.note(f"  kept in {folder}")
         text = "\n".join(columns([(name, value) for name, value, _ in rows])) if rows else ""
         self.console.result(text, output=str(folder), results=self._results)
-
-
-def _csv(found: Mapping[str, bounds.Bound]) -> bytes:
-    """The terms of several sets of images: set, t (the paper's), bits, rate, rmse, images."""
-    file = io.StringIO()
-    rows = [{"set": name, **row} for name, bound in found.items() for row in bound.rows()]
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().encode()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_cli.text import printable
+
 __all__ = ["Chart", "draw", "svg", "text"]
 
 _COLOURS = ("#1f5fa8", "#c4541a", "#2f8f4e", "#8a4fb0", "#6b6b6b")
@@ -26,6 +28,7 @@ class Chart:
     steps: Sequence[float]
     curves: dict[str, list[float | None]]
     log: bool = False  # whether the vertical axis is logarithmic
+    over: str = ""  # the name of the quantity, unless the title has it
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """The values of a curve that can be shown on this chart's axis."""
@@ -115,6 +118,7 @@ def _panel(chart: Chart) -> Image.Image:
     for value, x in axes.columns:
         pen.line([(x, top), (x, bottom)], fill="#f0f0f0", width=scale)
         pen.text((x, bottom + 12 * scale), _short(value), fill="#444444", font=font, anchor="mm")
+    pen.text((right, bottom + 26 * scale), chart.over, fill="#444444", font=font, anchor="rm")
     for name, colour in reversed(list(zip(names, _COLOURS, strict=False))):
         points = [axes.at(x, y) for x, y in chart.points(name)]
         if len(points) == 1:
@@ -131,11 +135,11 @@ def _panel(chart: Chart) -> Image.Image:
 
 
 def svg(chart: Chart) -> str:
-    """A chart as SVG, for a page of HTML: text has the page's colour, and --curve-1, … may set those of the curves."""
+    """A chart as SVG, for a page of HTML: text has the page's font and colour, --curve-1, … may set those of curves."""
     width, height = _SMALL_PANEL
     left, right, top, bottom = _LEFT - 20, width - _RIGHT, _TOP, height - _BOTTOM
     axes = _Axes(chart, left, top, right, bottom)
-    title = html.escape(chart.title)
+    title = _escaped(chart.title)
     parts = [f'<text x="{left}" y="{top - 12}" font-size="15">{title}</text>']
     for value, y in axes.rows:
         parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="currentColor" opacity=".15"/>')
@@ -143,6 +147,7 @@ def svg(chart: Chart) -> str:
     for value, x in axes.columns:
         parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="currentColor" opacity=".1"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_short(value)}</text>')
+    parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">{_escaped(chart.over)}</text>')
     parts.append(f'<path d="M{left} {top}V{bottom}H{right}" stroke="currentColor" opacity=".5" fill="none"/>')
     colours = [f"var(--curve-{i}, {colour})" for i, colour in enumerate(_COLOURS, 1)]
     curves = list(zip(chart.curves, colours, strict=False))
@@ -153,10 +158,14 @@ def svg(chart: Chart) -> str:
         style = f"stroke:{colour};stroke-width:{thick if len(points) > 1 else 6}"
         parts.append(f'<path d="{line}" style="{style}" fill="none" stroke-linecap="round" stroke-linejoin="round"/>')
     if len(curves) > 1:
-        names = "".join(f'<tspan dx="12" style="fill:{colour}">{html.escape(name)}</tspan>' for name, colour in curves)
+        names = "".join(f'<tspan dx="12" style="fill:{colour}">{_escaped(name)}</tspan>' for name, colour in curves)
         parts.append(f'<text x="{right}" y="{top - 12}" text-anchor="end">{names}</text>')
     box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
-    return f'<svg {box} font-family="sans-serif" font-size="12" fill="currentColor">{"".join(parts)}</svg>\n'
+    return f'<svg {box} font-size="12" fill="currentColor">{"".join(parts)}</svg>\n'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

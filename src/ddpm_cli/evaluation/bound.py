@@ -9,6 +9,8 @@ Noise belongs to the image, so the result does not depend on batches or processe
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +28,10 @@ from ddpm_cli.evaluation.term_sampling import all_chances, draw
 from ddpm_cli.evaluation.terms import Clean, require_finite
 from ddpm_cli.rng import ImageNoise
 
-__all__ = ["Bound", "Depth", "charts", "measure", "merge"]
+__all__ = ["Bound", "Depth", "charts", "measure", "merge", "to_csv"]
 
 _NORMAL = 1.96  # standard errors on each side of a 95 % interval
+_MOST_STEPS = 10**9  # that a chart is drawn of
 
 
 @dataclass(frozen=True)
@@ -255,16 +258,42 @@ def merge(parts: Iterable[Bound]) -> Bound:
     )
 
 
-def charts(found: Mapping[str, Bound]) -> list[Chart]:
-    """Pictures of the bounds of sets of images, by their names, under one model: the terms, and the rate, over the
-    paper's t; see `data.plots.draw`."""
-    rows = {name: bound.rows() for name, bound in found.items()}
-    steps = [float(row["t"]) for row in next(iter(rows.values())) if row["t"] is not None]
+def to_csv(found: Mapping[str, Bound]) -> bytes:
+    """The rows of the bounds of sets of images under one model, as a table that begins with the names of the sets."""
+    file = io.StringIO()
+    rows = [{"set": name, **row} for name, bound in found.items() for row in bound.rows()]
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
 
-    def curves(key: str) -> dict[str, list[float | None]]:
-        return {name: [row[key] for row in some] for name, some in rows.items()}
 
+def charts(table: bytes) -> list[Chart]:
+    """Pictures of a table of `to_csv`: the terms, and the rate, over the paper's t; see `data.plots`.
+
+    Raises ValueError if the table is damaged.
+    """
+    terms: dict[str, list[float | None]] = {}
+    rates: dict[str, list[float | None]] = {}
+    steps: dict[str, list[int]] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(table.decode(), newline="")):
+            name = row["set"]
+            steps.setdefault(name, []).append(int(row["t"]))
+            terms.setdefault(name, []).append(_number(row["bits"]))
+            rates.setdefault(name, []).append(_number(row["rate"]))
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a table of the bound: {error}") from None
+    first, *others = steps.values() or [[]]
+    if not first or any(other != first for other in others) or not 0 < min(first) <= max(first) <= _MOST_STEPS:
+        raise ValueError("not a table of the bound: its steps do not fit")
     return [
-        Chart("the term of each t (bits/dim)", steps, curves("bits"), log=True),
-        Chart("rate up to each t (bits/dim)", steps, curves("rate")),
+        Chart("the term of each t (bits/dim)", first, terms, log=True, over="t"),
+        Chart("rate up to each t (bits/dim)", first, rates, over="t"),
     ]
+
+
+def _number(text: str) -> float | None:
+    """A value of a table. None if it is missing, or none that a model can have."""
+    value = float(text or "nan")
+    return value if value == 0 or 1e-30 <= value <= 1e30 else None

@@ -53,6 +53,7 @@ _LOSSES = {
 def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
     """A recipe in words, one line for each value. Missing values are left out."""
     images, train = values.get("images", {}), values.get("train", {})
+    last = _percent(train.get("lr_decay"))
     shown = {
         "steps": _joined("{} of {}", values.get("step"), train.get("steps")),
         "data": _joined("{} images, {}", images.get("count"), images.get("name")),
@@ -63,13 +64,18 @@ def recipe_in_words(values: Mapping[str, Any]) -> dict[str, str]:
         "betas": "learned with the network" if train.get("learn_betas") is True else None,
         "batch size": train.get("batch_size"),
         "learning rate": _joined("{}, linear warm-up over {} steps", train.get("lr"), train.get("lr_warmup")),
-        "learning rate at the end": _joined("falls to 0 over the last {} of the steps", train.get("lr_decay") or None),
+        "learning rate at the end": _joined("falls to 0 over the last {} of the steps", last),
         "EMA decay": train.get("ema_decay"),
         "seed": train.get("seed"),
         "started from": values.get("base"),
         "trained by": _joined("ddpm {}", values.get("version")),
     }
     return {key: printable(str(value)) for key, value in shown.items() if value is not None}
+
+
+def _percent(part: object) -> str | None:
+    """A part as text. None for nothing, and for what is not a part."""
+    return f"{100 * part:g} %" if isinstance(part, int | float) and 0 < part <= 1 else None
 
 
 def _joined(form: str, *values: object) -> str | None:

@@ -44,10 +44,10 @@ def charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     quarters = {f"t {i}/4": [line.get(f"loss_q{i}") for line in lines] for i in (1, 2, 3, 4)}
     by_quarter = quarters if any(value is not None for values in quarters.values() for value in values) else {}
     return [
-        Chart("loss", steps, curves(loss="loss") | by_quarter, log=True),
-        Chart("gradient norm", steps, curves(grad_norm="grad_norm"), log=True),
-        Chart("learning rate", steps, curves(lr="lr")),
-        Chart("images/s", steps, curves(speed="images_per_second")),
+        Chart("loss", steps, curves(loss="loss") | by_quarter, log=True, over="step"),
+        Chart("gradient norm", steps, curves(grad_norm="grad_norm"), log=True, over="step"),
+        Chart("learning rate", steps, curves(lr="lr"), over="step"),
+        Chart("images/s", steps, curves(speed="images_per_second"), over="step"),
     ]
 
 
@@ -57,13 +57,14 @@ def colours(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     A model that is not trained enough is off by the same colour in all of its samples.
     """
     drawn = [line for line in lines if all(key in line for key in ("mean", "raw_mean", "data_mean"))]
-    names = {1: ["brightness"], 3: ["red", "green", "blue"]}
+    names = {1: ["colour"], 3: ["red", "green", "blue"]}
     channels = min((len(line[key]) for line in drawn for key in ("mean", "raw_mean", "data_mean")), default=0)
     return [
         Chart(
             f"mean {name} of previews",
             [line["step"] for line in drawn],
             {shown: [line[key][i] for line in drawn] for shown, key in _WEIGHTS.items()},
+            over="step",
         )
         for i, name in enumerate(names.get(channels, []))
     ]

@@ -10,8 +10,10 @@ from typing import Any
 from ddpm_cli.config import RunConfig
 from ddpm_cli.data import html, plots
 from ddpm_cli.data.html import Picture
+from ddpm_cli.data.plots import Chart
 from ddpm_cli.data.sources import name_of
 from ddpm_cli.errors import DataError
+from ddpm_cli.evaluation import bound
 from ddpm_cli.files import read_bytes, read_config
 from ddpm_cli.models.card import PREVIEW
 from ddpm_cli.models.facts import facts, words
@@ -26,7 +28,7 @@ __all__ = ["report"]
 
 _MOST = 60  # previews of each kind that a page has
 _PREVIEW_WIDTH = 448  # pixels
-_BOUND = "bound.png"  # of `ddpm eval`
+_BOUND = ("bound.csv", "bound.png")  # of `ddpm eval`
 
 
 def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
@@ -105,12 +107,17 @@ def _picture(path: Path) -> Picture | None:
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    charts = [*curves.charts(lines), *curves.colours(lines)]
-    return f'<div class="charts">{"".join(map(plots.svg, charts))}</div>\n'
+    shown = [*curves.charts(lines), *curves.colours(lines)]
+    quarters = "The loss is shown as a whole, and by quarter of t: t 1/4 has the least noise."
+    return (html.paragraph(quarters) if len(shown[0].curves) > 1 else "") + _drawn(shown)
+
+
+def _drawn(shown: Sequence[Chart]) -> str:
+    return f'<div class="charts">{"".join(map(plots.svg, shown))}</div>\n'
 
 
 def _evaluation(run: Path) -> list[str]:
-    """The results of all evaluated checkpoints, the newest first, and the newest picture of the bound."""
+    """The results of all evaluated checkpoints, the newest first, and the newest bound."""
     rows: list[tuple[str, str, str]] = []
     measured: list[str] = []
     bounds: list[str] = []
@@ -118,7 +125,16 @@ def _evaluation(run: Path) -> list[str]:
         for name, value, how in in_words(kept_results(folder)):
             rows.append((f"step {step_of(folder)}", name, value))
             measured.append(how)
-        if not bounds and (picture := _picture(folder / _BOUND)):
-            caption = f"The variational bound by t, at step {step_of(folder)}"
-            bounds = [html.paragraph(f"{caption}:"), html.sheet(picture, caption)]
+        caption = f"The variational bound by t, at step {step_of(folder)}"
+        if not bounds and (shown := _bound(folder, caption)):
+            bounds = [html.paragraph(f"{caption}:"), shown]
     return [html.table(rows, ("checkpoint", "metric", "value"), measured), *bounds]
+
+
+def _bound(folder: Path, caption: str) -> str:
+    """The charts of an evaluation's bound; without its table, the picture. Empty if both are missing or damaged."""
+    table, picture = (folder / name for name in _BOUND)
+    try:
+        return _drawn(bound.charts(read_bytes(table)))
+    except (OSError, ValueError):
+        return html.sheet(found, caption) if (found := _picture(picture)) else ""
