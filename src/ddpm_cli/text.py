@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["and_more", "in_bytes", "printable", "safe"]
+__all__ = ["and_more", "duration", "in_bytes", "printable", "safe"]
+
+_DAY = 86_400  # seconds
 
 
 def safe(text: str) -> str:
@@ -30,3 +32,12 @@ def in_bytes(count: float) -> str:
         if count >= size:
             return f"{count / {'GB': 1e9, 'MB': 1e6}[unit]:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """A time in hours, minutes and seconds, 1:02:03, or from two days on in days."""
+    if seconds >= 2 * _DAY:
+        return f"{seconds / _DAY:.0f} days"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

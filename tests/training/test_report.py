@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +49,26 @@ def test_a_run_becomes_a_page(cli, run):
     assert json.loads(page.texts["details"][0].partition("{")[1] + page.texts["details"][0].partition("{")[2]) == (
         json.loads((run / "config.json").read_text())
     )
+
+
+def test_a_run_that_is_not_finished(cli, run):
+    """Its newest checkpoint is after the last line of its metrics, and the command on the page continues it."""
+    config = json.loads((run / "config.json").read_text())
+    config["train"] |= {"steps": 5, "sample_every": 99}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0, "seconds": 3723.4}\n{"step": 3, "seconds": null}\n')
+    shutil.rmtree(run / "samples")
+    (run / "checkpoints" / "step-00000004" / "samples.png").unlink()
+    page = page_of(cli, run)
+    assert page.texts["p"][0].startswith("Step 4 of 5. 8x8 gray images")
+    assert "not finished" in page.texts["p"][1]
+    assert page.texts["p"][2] == "There are no previews yet."
+    facts = dict(zip(page.texts["th"], page.texts["td"], strict=True))
+    assert (facts["steps"], facts["time"]) == ("4 of 5", "1:02:03 for 3 steps")
+    assert json.loads(cli("report", run, "--json")[1])["step"] == 4
+    code, _, err = cli(*shlex.split(page.commands[0])[1:])
+    assert (code, "resuming at step 4" in err) == (0, True), err
+    assert page_of(cli, run).texts["p"][0].startswith("Step 5 of 5.")
 
 
 def test_the_page_is_replaced_but_no_other_file(cli, run):

@@ -16,7 +16,7 @@ from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
 from ddpm_cli.signals import stop_signals
-from ddpm_cli.text import and_more, in_bytes
+from ddpm_cli.text import and_more, duration, in_bytes
 from ddpm_cli.training.objective import named
 from ddpm_cli.training.presets import PRESETS
 
@@ -103,7 +103,7 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
     need, free, place = disk_space(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
-    seconds = f"{_duration(found.seconds)} for {train.steps - start} steps and their previews"
+    seconds = f"{duration(found.seconds)} for {train.steps - start} steps and their previews"
     rows = {
         "run": f"{folder}{f', from step {start} on' if start else ''}",
         "images": f"{len(pack)} in {_named(run)}, not decoded yet{_held_out(run)}",
@@ -209,7 +209,7 @@ def follow(console: Console, run: Run, tensorboard: bool) -> tuple[float | None,
                     drawing = None
                     loss = event.loss
                     speed = f"{event.images_per_second:.0f} images/s"
-                    status = f"loss {loss:.4f}{unit}  {speed}  ETA {_duration(event.seconds_left)}"
+                    status = f"loss {loss:.4f}{unit}  {speed}  ETA {duration(event.seconds_left)}"
                     what = "stopping" if caught else "training"
                     update(event.step, what=what, status=status)
                     if not estimated and time.monotonic() - started > 5:
@@ -249,15 +249,7 @@ def _warn_if_long(console: Console, trainer: Trainer, seconds: float) -> None:
         return
     smaller = PRESETS[trainer.config.preset].smaller if trainer.config.preset in PRESETS else None
     advice = f"--preset {smaller} is smaller" if smaller else "fewer --steps take less time"
-    console.warn(f"at this speed the run takes {_duration(seconds)}; {advice}. You can stop and resume it any time.")
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * _DAY:
-        return f"{seconds / _DAY:.0f} days"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    console.warn(f"at this speed the run takes {duration(seconds)}; {advice}. You can stop and resume it any time.")
 
 
 def finish(console: Console, run: Run, loss: float | None, stopped_by: int | None) -> int:
@@ -272,7 +264,7 @@ def finish(console: Console, run: Run, loss: float | None, stopped_by: int | Non
         console.note(f"continue with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
     following = f"ddpm sample -m {folder} -o grid.png"
-    console.note(f"done: {total} steps, {_duration(trainer.seconds)} of training. Next: {following}")
+    console.note(f"done: {total} steps, {duration(trainer.seconds)} of training. Next: {following}")
     if trainer.world.is_main:
         console.result(str(run.folder), run=str(run.folder), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
     return 0

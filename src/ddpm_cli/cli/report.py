@@ -37,6 +37,7 @@ def report(
     console = Console("report", as_json, quiet)
     from ddpm_cli.cli.model import find_run
     from ddpm_cli.training.curves import read_metrics
+    from ddpm_cli.training.report import last_step
     from ddpm_cli.training.report import report as page_of
 
     run = find_run("report", run)
@@ -44,4 +45,4 @@ def report(
     # RUN/report.html may be replaced; a file that the user named may not.
     target = pick_target(output or str(run / "report.html"), "", (".html",), console, force or output is None)
     page = page_of(run, lines)
-    deliver(target, page, console, run=str(run), step=lines[-1]["step"], bytes=len(page))
+    deliver(target, page, console, run=str(run), step=last_step(run, lines), bytes=len(page))

@@ -1,4 +1,4 @@
-"""The command that trains a run again, from its settings."""
+"""The commands that train a run again, and that continue it, from its settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.training.objective import loss_for, named, schedule_for
 from ddpm_cli.training.presets import FINE_TUNING, PRESETS, interval
 
-__all__ = ["command_of"]
+__all__ = ["command_of", "command_to_resume"]
 
 # Settings of the paper that only `ddpm_cli.train` has, not the command line.
 _IN_PYTHON = ("lr_warmup", "ema_decay", "grad_clip")
@@ -25,13 +25,12 @@ def command_of(config: RunConfig, run: Path) -> str:
     It names what a new run would choose by its images or its machine, and what differs from the defaults.
     run: the folder of the run.
     """
-    images = [config.data.images] if isinstance(config.data.images, str) else [*config.data.images]
-    chosen = _chosen(config)
+    images, chosen = _images(config), _chosen(config)
     if special := _special(config):
         first = [images[0] if len(images) == 1 else images, str(run)]
         arguments = [*map(repr, first), *(f"{key}={value!r}" for key, value in (chosen | special).items())]
         return "from ddpm_cli import train\n\ntrain({})".format(", ".join(arguments))
-    words = ["ddpm", "train", *map(quote, images), "-o", quote(str(run))]
+    words = _words(config, run)
     for key, value in chosen.items():
         flag = "from" if key == "start_from" else key.replace("_", "-")
         if isinstance(value, bool):
@@ -39,6 +38,19 @@ def command_of(config: RunConfig, run: Path) -> str:
         else:
             words += [f"--{flag}", quote(str(value))]
     return " ".join(words)
+
+
+def command_to_resume(config: RunConfig, run: Path) -> str:
+    """The command that continues a run, which has its settings in its folder. run: the folder."""
+    return " ".join([*_words(config, run), "--resume"])
+
+
+def _words(config: RunConfig, run: Path) -> list[str]:
+    return ["ddpm", "train", *map(quote, _images(config)), "-o", quote(str(run))]
+
+
+def _images(config: RunConfig) -> list[str]:
+    return [config.data.images] if isinstance(config.data.images, str) else [*config.data.images]
 
 
 def _chosen(config: RunConfig) -> dict[str, Any]:

@@ -21,14 +21,24 @@ from ddpm_cli.models.recipe import read_recipe, recipe, recipe_in_words
 from ddpm_cli.models.results import in_words, kept_results
 from ddpm_cli.models.runs import checkpoints, evaluations, preview_file, previews, step_of
 from ddpm_cli.run_folder import CONFIG
+from ddpm_cli.text import duration
 from ddpm_cli.training import curves
-from ddpm_cli.training.repeat import command_of
+from ddpm_cli.training.repeat import command_of, command_to_resume
 
-__all__ = ["report"]
+__all__ = ["last_step", "report"]
 
 _MOST = 60  # previews of each kind that a page has
 _PREVIEW_WIDTH = 448  # pixels
 _BOUND = ("bound.csv", "bound.png")  # of `ddpm eval`
+
+
+def last_step(run: Path, lines: Sequence[Mapping[str, Any]]) -> int:
+    """The last step that a run has a trace of. A run that was stopped has a checkpoint after its last line of metrics.
+
+    lines: `curves.read_metrics`.
+    """
+    logged: int = lines[-1]["step"]
+    return max([logged, *map(step_of, checkpoints(run))])
 
 
 def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
@@ -38,14 +48,16 @@ def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
     run are damaged.
     """
     config = read_config(RunConfig, run / CONFIG)
-    step, steps = lines[-1]["step"], config.train.steps
+    step, steps = last_step(run, lines), config.train.steps
+    done = step >= steps
     model = facts(config.unet, config.schedule)
     about = words(model)
-    trained = recipe_in_words(_recipe(run, config, step))
+    trained = recipe_in_words(_recipe(run, config, step)) | _time(lines)
     lead = f"Step {step} of {steps}. {about['images']} images, {about['network']}, {about['schedule']}."
     body = [
         html.paragraph(lead),
-        html.section("Samples", _previews(run)),
+        "" if done else _unfinished(config, run),
+        html.section("Samples", _previews(run) or ("" if done else html.paragraph("There are no previews yet."))),
         html.section("Curves", _curves(lines)),
         html.section("Evaluation", *_evaluation(run)),
         html.section("Model", html.table([*about.items()])),
@@ -58,6 +70,18 @@ def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
         ),
     ]
     return html.page(run.resolve().name, "ddpm report", "".join(body))
+
+
+def _unfinished(config: RunConfig, run: Path) -> str:
+    return html.paragraph("The run is not finished. If it is not training now, this continues it:") + html.code(
+        command_to_resume(config, run)
+    )
+
+
+def _time(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How long the training took, up to the last line that says it."""
+    known = [(line["step"], line["seconds"]) for line in lines if line.get("seconds") is not None]
+    return {"time": f"{duration(known[-1][1])} for {known[-1][0]} steps"} if known else {}
 
 
 def _recipe(run: Path, config: RunConfig, step: int) -> dict[str, Any]:
