@@ -231,7 +231,8 @@ class Report:
                 rows.append((what, target, "—", "not measured"))
 
         def ours(race: Race) -> Measured:
-            return min((side for side in race.measured if side.name in (OURS, OURS_COMPILED)), key=_seconds)
+            both = [side for side in race.measured if side.name in (OURS, OURS_COMPILED)]
+            return min(both, key=lambda side: side.seconds)
 
         def against(name: str, race: Race) -> tuple[str, bool]:
             theirs = next(side for side in race.measured if side.name == name)
@@ -254,10 +255,6 @@ class Report:
             for name in (USUAL, TUNED):
                 row(part, f"{part} against {name}", "a ratio of at least 2", partial(against, name))
         return rows
-
-
-def _seconds(side: Measured) -> float:
-    return side.seconds
 
 
 def _row(found: Outcome) -> tuple[str, ...]:

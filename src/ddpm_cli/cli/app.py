@@ -190,7 +190,7 @@ def _explain(error: Exception, command: str | None, arguments: list[str]) -> int
             print_error("out of memory", _MEMORY_HINTS.get(command))
         case _ if any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):  # by name, as above
             why = getattr(error, "inner_exception", error)
-            reason = f"{type(why).__name__}: {str(why).splitlines()[0]}"
+            reason, _, _ = f"{type(why).__name__}: {why}".partition("\n")
             print_error(
                 f"--compile: PyTorch cannot compile the network here ({reason})",
                 "Leave it out. It needs a C++ compiler, and for a GPU Triton.",

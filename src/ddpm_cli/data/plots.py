@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm_cli.text import printable
+from ddpm_cli.data.html import escaped
 
 __all__ = ["Chart", "draw", "svg", "text"]
 
@@ -139,7 +138,7 @@ def svg(chart: Chart) -> str:
     width, height = _SMALL_PANEL
     left, right, top, bottom = _LEFT - 20, width - _RIGHT, _TOP, height - _BOTTOM
     axes = _Axes(chart, left, top, right, bottom)
-    title = _escaped(chart.title)
+    title = escaped(chart.title)
     parts = [f'<text x="{left}" y="{top - 12}" font-size="15">{title}</text>']
     for value, y in axes.rows:
         parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="currentColor" opacity=".15"/>')
@@ -147,7 +146,7 @@ def svg(chart: Chart) -> str:
     for value, x in axes.columns:
         parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="currentColor" opacity=".1"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_short(value)}</text>')
-    parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">{_escaped(chart.over)}</text>')
+    parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">{escaped(chart.over)}</text>')
     parts.append(f'<path d="M{left} {top}V{bottom}H{right}" stroke="currentColor" opacity=".5" fill="none"/>')
     colours = [f"var(--curve-{i}, {colour})" for i, colour in enumerate(_COLOURS, 1)]
     curves = list(zip(chart.curves, colours, strict=False))
@@ -158,14 +157,10 @@ def svg(chart: Chart) -> str:
         style = f"stroke:{colour};stroke-width:{thick if len(points) > 1 else 6}"
         parts.append(f'<path d="{line}" style="{style}" fill="none" stroke-linecap="round" stroke-linejoin="round"/>')
     if len(curves) > 1:
-        names = "".join(f'<tspan dx="12" style="fill:{colour}">{_escaped(name)}</tspan>' for name, colour in curves)
+        names = "".join(f'<tspan dx="12" style="fill:{colour}">{escaped(name)}</tspan>' for name, colour in curves)
         parts.append(f'<text x="{right}" y="{top - 12}" text-anchor="end">{names}</text>')
     box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
     return f'<svg {box} font-size="12" fill="currentColor">{"".join(parts)}</svg>\n'
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
