@@ -78,8 +78,10 @@ class DDPM:
         return cls(place(unet, where, dtype), schedule, original, read_recipe(located.folder))
 
     def compile(self) -> None:
-        """Compile the network when it is first used, with `torch.compile`. This takes minutes, of which PyTorch caches
-        the most, and pays in long samplings on a GPU. Smaller batches are filled up, since each size is compiled anew.
+        """Compile the network when it is first used, with `torch.compile`: for long samplings on a GPU.
+
+        This takes minutes the first time, and seconds from PyTorch's cache. Smaller batches are filled up, since each
+        size would be compiled anew.
         """
         self.unet.compile(dynamic=False)
         self._compiled = 0
@@ -116,7 +118,7 @@ class DDPM:
         return self.unet(padded, t)[: len(x_t)]  # type: ignore[no-any-return]
 
     def _batch_size(self, x_t: Tensor, t: Tensor) -> int:
-        """The size to which a batch is filled up.
+        """The size to which a batch is filled up. A compiled network keeps to the largest so far.
 
         On CPUs routines are chosen by batch size. Convolutions round differently on one thread above 12 images, and on
         two threads for some odd batches; the time embeddings of several t do so below 4.
