@@ -8,6 +8,8 @@
 # Not built yet. docker stop -t 120 leaves a run the time to save a checkpoint.
 FROM python:3.13-slim
 
+# a compiler, for --compile
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY constraints.txt ./
 # in a layer of its own, so that a change of ddpm does not download gigabytes again

@@ -224,7 +224,8 @@ def check_waits(works: Mapping[str, Callable[[], object]], device: torch.device)
                 work()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        # The mode itself warns too, that it is a prototype.
+        waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
         for place in sorted({f"{warning.filename}:{warning.lineno}" for warning in waits}):
             print(f"waits for the GPU: {place}", file=sys.stderr)
         yield Check(f"waits for the GPU in {name}", len(waits), 0, "a GPU that is waited for has nothing to do next")
@@ -251,19 +252,18 @@ def _state(run: Path) -> dict[str, bytes]:
 
 
 def check_processes(steps: int, device: torch.device, folder: Path) -> Iterator[Outcome]:
-    """Two processes against one, on two GPUs, or on the CPU: the losses of all steps. The preset has no dropout."""
-    name = f"two processes against one: largest difference in {steps} losses"
+    """Two processes against one, on two GPUs, or on the CPU: the losses in the log. The preset has no dropout."""
+    name = f"two processes against one: largest difference in the losses of {steps} steps"
     if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < 2):
         yield NotRun(name, "one card")
         return
     train = ["-m", "ddpm_cli", "train", str(EMOJI), "--preset", "tiny", "--size", "16", "--precision", "fp32", "-q"]
     train += ["--device", device.type, "--steps", str(steps), "--lr", "0.02"]  # the weights must move in few steps
-    train += ["--save-every", "5"]  # so that every loss is logged
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for run, started in (("one", []), ("two", launcher)):
         _run([sys.executable, *started, *train, "-o", str(folder / run)], folder)
     one, two = (_losses(folder / run) for run in ("one", "two"))
-    assert len(one) == len(two) == steps
+    assert len(one) == len(two) > 0  # a mean over some steps each
     yield Check(name, max(abs(a - b) / a for a, b in zip(one, two, strict=True)), _LOSSES, _LOSSES_WHY)
 
 

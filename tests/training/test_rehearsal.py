@@ -55,6 +55,21 @@ def test_a_batch_that_does_not_fit_is_refused_with_values_that_do(tmp_path, monk
     assert "Not even one" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_what_libraries_say_when_memory_runs_out(error, is_one):
+    assert memory.is_out_of_memory(error) == is_one
+
+
 def test_a_slow_step_is_not_tried_for_a_plan(tmp_path, monkeypatch):
     """Its time is estimated from few images, and its memory from what they keep."""
     trainer = trainer_of(tmp_path, batch_size=400, accumulate=2)

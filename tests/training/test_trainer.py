@@ -27,6 +27,7 @@ from ddpm_cli.models import runs
 from ddpm_cli.nn.ema import EMA, _lerp_together
 from ddpm_cli.training import checkpoint, trainer
 from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Previewing, Progress, Saved
+from ddpm_cli.training.memory import needed_memory
 from ddpm_cli.training.metrics import Done, Window
 from ddpm_cli.training.plan import plan_run
 from ddpm_cli.training.trainer import Trainer
@@ -189,6 +190,17 @@ def test_a_compiled_run_resumes_exactly(tmp_path, pack):
     whole = run("whole", 6)
     assert run("parts", 3, 6) == whole
     assert whole[1] == pytest.approx(run("plain", 6, compiled=False)[1], rel=0.02)
+
+
+def test_a_run_is_compiled_once(tmp_path, pack):
+    """Previews and the estimate of memory have other modes and batches, for which it would be compiled anew."""
+    graphs = []
+    trainer = start(tmp_path / "run", pack, config_of(3), compiled=True)
+    trainer.unet.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, dynamic=False)
+    needed_memory(trainer, 4)
+    list(trainer.events())
+    assert runs.previews(trainer.run)
+    assert len(graphs) == 1
 
 
 def test_metrics_after_the_checkpoint_are_removed(tmp_path, pack):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +25,9 @@ _SPARE = 1.4  # measured on CPUs: memory of a step, divided by what it keeps for
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "could not create a")  # the last is oneDNN
+    words = ["out of memory", "can't allocate memory", "not enough memory"]
+    words += ["could not create a"]  # oneDNN
+    words += ["unable to find an engine", "ALLOC_FAILED"]  # cuDNN, whose engines all lack memory to work in; cuBLAS
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
@@ -56,8 +57,7 @@ def _kept(trainer: Trainer, images: int) -> int:
     x_0, t = torch.zeros((images, *trainer.pack.shape)), torch.zeros(images, dtype=torch.int64)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     # A compiled network keeps no more, and would be compiled for each of the two batches.
-    eager = torch.compiler.set_stance("force_eager") if trainer.compiled else nullcontext()
-    with autocast(trainer.device, trainer.dtype), hooks, eager:
+    with autocast(trainer.device, trainer.dtype), hooks, trainer.not_compiled():
         denoiser = Denoiser(trainer.unet, trainer.schedule, trainer.config.schedule)
         loss = training_loss(denoiser, x_0, t, x_0, trainer.config.train.loss)
     del loss  # only now: a freed address could be used again

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.pack import Pack
-from ddpm_cli.device import autocast, synchronize
+from ddpm_cli.device import autocast, memory_format, synchronize
 from ddpm_cli.diffusion.samplers import plan_sampling
 from ddpm_cli.errors import TrainingError
 from ddpm_cli.machine import free_memory
@@ -198,6 +198,7 @@ def _try(trainer: Trainer, images: int) -> _Seconds:
     try:
         started = time.perf_counter()
         x_0 = torch.zeros((images, *trainer.pack.shape), device=trainer.device)
+        x_0 = x_0.contiguous(memory_format=memory_format(trainer.device))  # as in training, or it is compiled again
         trainer.backward(x_0, torch.zeros(images, dtype=torch.int64, device=trainer.device), torch.randn_like(x_0))
         synchronize(trainer.device)
         step = time.perf_counter() - started

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,8 +278,12 @@ class Trainer:
         write_file(raw_path, pictures.picture_bytes(pictures.grid(raw, self.scale)))
         return Previewed(self.step, path, raw_path, images.mean(samples), images.mean(raw), data, samples)
 
+    def not_compiled(self) -> AbstractContextManager[None]:
+        """Use the network as if it was not compiled: for work that would compile it anew, in another mode or size."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
     def _draw(self, unet: UNet, should_stop: Callable[[], bool]) -> Tensor | None:
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), self.not_compiled():
             return previews.draw(unet, self.schedule_config, self.config.train.seed, should_stop)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
