@@ -374,9 +374,17 @@ def _train(
 
     if tensorboard:
         world.on_main(lambda: require_tensorboard() and None)
-    quiet = not console.live
     with open_run(
-        request, world, device, precision, dry_run, console.progress, console.warn, quiet, scale, compiled
+        request,
+        world,
+        device=device,
+        precision=precision,
+        dry=dry_run,
+        bar=console.progress,
+        warn=console.warn,
+        quiet=not console.live,
+        scale=scale,
+        compiled=compiled,
     ) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
         trial = f"{'compiling the network, and ' if compiled else ''}trying a training step"

@@ -153,7 +153,9 @@ def train(
     )
     with (
         process_group() as world,
-        open_run(request, world, device, precision, warn=on_note, scale=scale, compiled=compiled) as run,
+        open_run(
+            request, world, device=device, precision=precision, warn=on_note, scale=scale, compiled=compiled
+        ) as run,
     ):
         run.begin()
         for note in run.notes() if world.is_main else ():
@@ -181,6 +183,7 @@ def _ctrl_c() -> list[int]:
 def open_run(
     request: Request,
     world: World,
+    *,
     device: str = "auto",
     precision: str = "auto",
     dry: bool = False,
