@@ -1,14 +1,14 @@
 """Paired trials of settings of the preset `tiny`, on the bundled examples.
 
     python benchmarks/trials.py run --out FOLDER [--data digits emoji] [--seeds 2] [--steps 1500] [--only base tiny]
-    python benchmarks/trials.py table --out FOLDER [--against "min-SNR 5, decay"]
+    python benchmarks/trials.py table --out FOLDER [--against "debiased, decay"]
 
 Every fifth image of an example is held out. `tiny` is trained on the others, once for each variant and seed.
 
 - Weightings, averages and learning rates that are said to help, against "base": `tiny` with L_simple and a constant
   learning rate. The variants of a seed have the same weights at the start, the same images, the same t and the same
   noise. Averages are read off one run, which keeps all of them.
-- Other networks, rates and batches, against "min-SNR 5, decay": `tiny` as it is, but for the mean of the weights.
+- Other networks, rates and batches, against "debiased, decay": `tiny` as it is, but for the mean of the weights.
 
 All variants train for the same time. Where a step of a variant does more work, or less, a short race with the steps of
 "base" tells how many it may do; it counts the time of the processor. Samples of the default sampler are compared with
@@ -25,7 +25,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,19 +102,32 @@ class Trial(Trainer):
         return loss.detach()
 
 
-def min_snr(gamma: float) -> type[Trial]:
-    """min(SNR, gamma) as the weight of the error of x_0 (Hang et al. 2023); of v: min(SNR, gamma) / (SNR + 1).
+def weighted(weights: Callable[[Tensor], Tensor]) -> type[Trial]:
+    """weights: of the error of v, by lambda_t = log(SNR) / 2.
 
-    Divided by its mean, since the norm of a gradient is limited: then only the weighting differs from "base".
+    Divided by their mean, since the norm of a gradient is limited: then only the weighting differs from "base".
     """
 
-    class MinSNR(Trial):
+    class Weighted(Trial):
         def weight(self, t: Tensor) -> Tensor:
-            snr = (2 * self.schedule.lambdas).exp()
-            weights = snr.clamp(max=gamma) / (snr + 1)
-            return (weights / weights.mean())[t].float()
+            found = weights(self.schedule.lambdas)
+            return (found / found.mean())[t].float()
 
-    return MinSNR
+    return Weighted
+
+
+def min_snr(gamma: float, more: float = 0.0) -> type[Trial]:
+    """min(SNR, gamma) as the weight of the error of x_0 (Hang et al. 2023); of v: min(SNR, gamma) / (SNR + 1).
+
+    more: is added to the weight of v.
+    """
+    return weighted(lambda lambdas: (2 * lambdas).exp().clamp(max=gamma) / ((2 * lambdas).exp() + 1) + more)
+
+
+def log_normal(lambdas: Tensor) -> Tensor:
+    """The steps count as often as Karras et al. 2022 draw their noise: log sigma = -lambda is normal (Table 1)."""
+    density = (-(((lambdas - 1.2) / 1.2) ** 2) / 2).exp()
+    return density * torch.gradient(lambdas)[0].abs()
 
 
 class Perturbed(Trial):
@@ -143,25 +156,29 @@ class Variant(NamedTuple):
 
 
 CONSTANT = {"lr_decay": 0.0}
-MIN_SNR = min_snr(GAMMA)
+DEBIASED = weighted(lambda lambdas: 1 / (2 * lambdas.cosh()))  # sqrt(SNR) / (SNR + 1) (Yu et al. 2023)
 VARIANTS = {
     "base": Variant(changes=CONSTANT),
     "min-SNR 1": Variant(min_snr(1.0), CONSTANT),
-    "min-SNR 5": Variant(MIN_SNR, CONSTANT),
+    "min-SNR 5": Variant(min_snr(GAMMA), CONSTANT),
     "decay, second half": Variant(),
     "decay, last fifth": Variant(Root, CONSTANT),
     "input perturbation": Variant(Perturbed, CONSTANT),
     "min-SNR 1, decay": Variant(min_snr(1.0)),
-    "min-SNR 5, decay": Variant(MIN_SNR),
-    "rate 1e-3": Variant(MIN_SNR, {"lr": 1e-3}),
-    "rate 4e-3": Variant(MIN_SNR, {"lr": 4e-3}),
-    "warm-up 400": Variant(MIN_SNR, {"lr_warmup": 400}),
-    "batch 16": Variant(MIN_SNR, {"batch_size": 16}, other_work=True),
-    "batch 64": Variant(MIN_SNR, {"batch_size": 64}, other_work=True),
-    "width 12": Variant(MIN_SNR, {"base_channels": 12, "norm_num_groups": 4}, other_work=True),
-    "width 24": Variant(MIN_SNR, {"base_channels": 24}, other_work=True),
-    "two blocks": Variant(MIN_SNR, {"layers_per_block": 2}, other_work=True),
-    "attention at half the size": Variant(MIN_SNR, {"attention_size": 16}, other_work=True),
+    "min-SNR 5, decay": Variant(min_snr(GAMMA)),
+    "min-SNR 5 and 0.1, decay": Variant(min_snr(GAMMA, 0.1)),
+    "debiased, decay": Variant(DEBIASED),
+    "square root of debiased, decay": Variant(weighted(lambda lambdas: lambdas.cosh() ** -0.5)),
+    "log-normal, decay": Variant(weighted(log_normal)),
+    "rate 1e-3": Variant(DEBIASED, {"lr": 1e-3}),
+    "rate 4e-3": Variant(DEBIASED, {"lr": 4e-3}),
+    "warm-up 400": Variant(DEBIASED, {"lr_warmup": 400}),
+    "batch 16": Variant(DEBIASED, {"batch_size": 16}, other_work=True),
+    "batch 64": Variant(DEBIASED, {"batch_size": 64}, other_work=True),
+    "width 12": Variant(DEBIASED, {"base_channels": 12, "norm_num_groups": 4}, other_work=True),
+    "width 24": Variant(DEBIASED, {"base_channels": 24}, other_work=True),
+    "two blocks": Variant(DEBIASED, {"layers_per_block": 2}, other_work=True),
+    "attention at half the size": Variant(DEBIASED, {"attention_size": 16}, other_work=True),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import SMALL
 from ddpm_cli.config import DataConfig, RunConfig, ScheduleConfig, TrainConfig, UNetConfig
 from ddpm_cli.errors import ModelError
+from ddpm_cli.names import WITHOUT_VARIANCE
 
 RUN = RunConfig(
     version="1",
@@ -92,6 +93,13 @@ def test_runs():
     assert "version=None: must be text" in refusal(RUN, version=None)
     assert "base=1: must be text or null" in refusal(RUN, base=1)
     assert RunConfig.from_dict(RUN.to_dict() | {"data": RUN.data.to_dict() | {"size": 8.0}}) == RUN
+
+
+@pytest.mark.parametrize("loss", WITHOUT_VARIANCE)
+def test_a_loss_that_would_not_train_the_variance_is_refused(loss):
+    learned = {"schedule": {"variance_type": "learned_range"}, "unet": replace(SMALL, out_channels=2).to_dict()}
+    message = refusal(RUN, **learned, train=RUN.train.to_dict() | {"loss": loss})
+    assert f"train: loss='{loss}': does not fit variance_type='learned_range'" in message
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ __all__ = [
     "SPACINGS",
     "VARIANCES",
     "WEIGHTS",
+    "WITHOUT_VARIANCE",
     "check_name",
     "nearest",
 ]
@@ -42,7 +43,8 @@ VARIANCES = {
     "learned-range": "learned_range",
 }
 SCHEDULES = ("linear", "cosine", "quad", "sigmoid", "const", "jsd", "learned")
-LOSSES = ("simple", "min-snr", "vlb", "hybrid")
+WITHOUT_VARIANCE = ("simple", "min-snr", "debiased")  # losses that do not depend on a learned variance
+LOSSES = (*WITHOUT_VARIANCE, "vlb", "hybrid")
 
 _ALIKE = 0.65  # words that are less alike are no typing errors of each other
 

@@ -148,14 +148,17 @@ def test_the_loss_is_the_error_of_what_is_predicted(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight"),  # of the error of what is predicted, by the SNR (Hang et al. 2023)
+    ("loss", "kind", "weight"),  # of the error of what is predicted, by the SNR
     [
-        ("epsilon", lambda snr: snr.clamp(max=5) / snr),
-        ("sample", lambda snr: snr.clamp(max=5)),
-        ("v_prediction", lambda snr: snr.clamp(max=5) / (snr + 1)),
+        ("min-snr", "epsilon", lambda snr: snr.clamp(max=5) / snr),  # Hang et al. 2023
+        ("min-snr", "sample", lambda snr: snr.clamp(max=5)),
+        ("min-snr", "v_prediction", lambda snr: snr.clamp(max=5) / (snr + 1)),
+        ("debiased", "epsilon", lambda snr: 1 / snr.sqrt()),  # Yu et al. 2023
+        ("debiased", "sample", lambda snr: snr.sqrt()),
+        ("debiased", "v_prediction", lambda snr: snr.sqrt() / (snr + 1)),
     ],
 )
-def test_min_snr_weights_every_prediction_alike(kind, weight):
+def test_losses_weighted_by_the_snr_weight_every_prediction_alike(loss, kind, weight):
     """The same loss, whether it is written as an error of x_0 or of what the network predicts."""
     x_0, eps, t = pixels(4, 1, 4, 4), draw(4, 1, 4, 4), torch.tensor([0, 100, 300, 999])
     output = draw(4, 1, 4, 4, seed=1)
@@ -163,7 +166,7 @@ def test_min_snr_weights_every_prediction_alike(kind, weight):
     abar = denoiser.schedule.alphas_cumprod[t]
     error = (output - denoiser.target(x_0, t, eps)).square().flatten(1).mean(1)
     expected = weight(abar / (1 - abar)) * error
-    torch.testing.assert_close(training_loss(denoiser, x_0, t, eps, "min-snr"), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(training_loss(denoiser, x_0, t, eps, loss), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_log", "learned_range"])

@@ -29,7 +29,7 @@ PREDICTIONS = ("epsilon", "mean", "sample", "v")
 FIXED, LEARNED = ("fixed-large", "fixed-small"), ("learned", "learned-range")
 MEANINGFUL = [
     *product(PREDICTIONS, FIXED, ("simple", "vlb")),
-    *product(PREDICTIONS, ("fixed-small",), ("min-snr",)),
+    *product(PREDICTIONS, ("fixed-small",), ("min-snr", "debiased")),
     *product(PREDICTIONS, LEARNED, ("hybrid", "vlb")),
 ]
 
@@ -93,6 +93,7 @@ def test_the_loss_fits_the_variance():
     for asked, config, why in (
         ("simple", learned, untrained),
         ("min-snr", learned, untrained),
+        ("debiased", learned, untrained),
         ("hybrid", fixed, "is fixed"),
     ):
         with pytest.raises(UsageError, match=f"--loss {asked}: .*{why}"):

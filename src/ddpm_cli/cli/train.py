@@ -181,8 +181,9 @@ def train(
         options.named(
             "--loss",
             LOSSES,
-            help="simple (Eq. 14), min-snr (Hang et al. 2023), vlb (the bound, Eq. 5) or hybrid (simple, and the bound "
-            "for the variance). Default: the preset's; hybrid if the variance is learned.",
+            help="simple (Eq. 14), min-snr (Hang et al. 2023), debiased (Yu et al. 2023), vlb (the bound, Eq. 5) or "
+            "hybrid (simple, and the bound for the variance). Default: the preset's; hybrid if the variance is "
+            "learned.",
             **_OBJECTIVE,
         ),
     ] = None,

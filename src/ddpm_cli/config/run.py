@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from ddpm_cli.config.model import ImageSize, ScheduleConfig, UNetConfig, require_match
 from ddpm_cli.config.strict import Check, Count, Positive, Strict, at_least, between, one_of
 from ddpm_cli.errors import ModelError
-from ddpm_cli.names import FITS, LOSSES
+from ddpm_cli.names import FITS, LOSSES, WITHOUT_VARIANCE
 
 __all__ = ["DataConfig", "RunConfig", "TrainConfig"]
 
@@ -86,7 +86,7 @@ class RunConfig(Strict):
             if here != there:
                 raise ModelError(f"data: {name}={here}: the network (unet) is made for {there}")
         require_match(self.unet, self.schedule)
-        if (self.train.loss == "simple" and self.schedule.learns_variance) or (
+        if (self.train.loss in WITHOUT_VARIANCE and self.schedule.learns_variance) or (
             self.train.loss == "hybrid" and not self.schedule.learns_variance
         ):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The training loss, L_simple, min-SNR, L_vlb or L_hybrid, and the terms of the variational bound."""
+"""The training loss: L_simple, one weighted by the SNR, L_vlb or L_hybrid; and the terms of the variational bound."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss:
     min-snr  min(SNR, 5) (x_0 - x_theta(x_t, t))^2, where SNR = abar_t / (1 - abar_t), for every prediction (Hang et al.
              2023). The steps of least noise count less than in L_simple of eps, and those of most noise less than in
              that of x_0 or v. It does not train a learned variance either.
+    debiased sqrt(SNR) (x_0 - x_theta(x_t, t))^2, which is 1 / sqrt(SNR) times L_simple of eps (Yu et al. 2023), for
+             every prediction. As min-snr, but with more of the steps of least and of most noise.
     vlb      L_vlb: the bound of Eq. 5 in bits per dimension, estimated by T times its term at t. Without L_T.
     hybrid   L_simple + 0.001 L_vlb, where L_vlb trains only the variance (Nichol and Dhariwal 2021, Eq. 16).
 
@@ -41,9 +43,10 @@ def training_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, loss:
 
     if loss == "vlb":
         return vlb(prediction.mean)
-    if loss == "min-snr":
+    if loss in ("min-snr", "debiased"):
         signal, noise = schedule.marginal(t, x_0)
-        weight = ((signal / noise) ** 2).clamp(max=GAMMA)  # type: ignore[union-attr]  # a tensor, as t is
+        root = signal / noise  # of the SNR
+        weight = root if loss == "debiased" else (root**2).clamp(max=GAMMA)  # type: ignore[union-attr]  # a tensor
         return (weight * (x_0 - prediction.x_0) ** 2).flatten(1).mean(1)
     simple = F.mse_loss(prediction.output, denoiser.target(x_0, t, eps), reduction="none").flatten(1).mean(1)
     return simple + LAMBDA * vlb(prediction.mean.detach()) if loss == "hybrid" else simple

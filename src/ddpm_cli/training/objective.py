@@ -11,7 +11,7 @@ from typing import Any
 
 from ddpm_cli.config import LARGEST_BETA, ScheduleConfig, jsd_betas
 from ddpm_cli.errors import UsageError
-from ddpm_cli.names import LOSSES, PREDICTIONS, SCHEDULES, VARIANCES, check_name
+from ddpm_cli.names import LOSSES, PREDICTIONS, SCHEDULES, VARIANCES, WITHOUT_VARIANCE, check_name
 
 __all__ = ["OPTIONS", "check_names", "contradictions", "loss_for", "named", "schedule_for"]
 
@@ -82,7 +82,7 @@ def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = Fal
             "--schedule learned: only the bound depends on the betas in a way that can train them",
             "Add --loss vlb, or choose another schedule.",
         )
-    if asked in ("simple", "min-snr") and config.learns_variance:
+    if asked in WITHOUT_VARIANCE and config.learns_variance:
         raise UsageError(
             f"--loss {asked}: does not train the variance, which this model learns",
             "Use --loss hybrid, which trains it with the bound, or --loss vlb.",
@@ -90,7 +90,8 @@ def loss_for(asked: str | None, config: ScheduleConfig, learns_betas: bool = Fal
     if asked == "hybrid" and not config.learns_variance:
         raise UsageError(
             "--loss hybrid: its part of the bound trains only the variance, and this one is fixed",
-            "Add --variance learned-range, or use --loss simple, min-snr or vlb.",
+            "Add --variance learned-range, or use --loss vlb, or one for a fixed variance: "
+            f"{', '.join(WITHOUT_VARIANCE)}.",
         )
     return asked or ("hybrid" if config.learns_variance else preset)
 

@@ -109,7 +109,7 @@ PRESETS: dict[str, Preset] = {
         lr=2e-3,
         lr_warmup=100,
         lr_decay=0.5,  # better samples of both bundled data sets after the same time (docs/ablation.md)
-        loss="min-snr",  # better samples after 1,200 and 5,000 steps, maybe not after 20,000 (docs/ablation.md)
+        loss="debiased",  # better samples of both data sets after 1,200 and 5,000 steps (docs/ablation.md)
         prediction_type="v_prediction",  # better shapes than with eps after a short training (docs/architecture.md)
         every=500,
     ),
