@@ -66,7 +66,7 @@ class Trainer:
 
         dtype: of the matrix products; weights, averages and the optimiser are float32.
         scale: of the previews, see `pictures.grid`.
-        compiled: whether `torch.compile` compiles the network at the first step. Previews use one that it does not.
+        compiled: whether `torch.compile` compiles the network when it is first used. Previews use it uncompiled.
         """
         self.run = run
         self.config = config
