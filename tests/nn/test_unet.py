@@ -94,3 +94,17 @@ def test_dropout_only_in_training():
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([5])
     assert not torch.equal(unet.train()(x_t, t), unet(x_t, t))
     assert torch.equal(unet.eval()(x_t, t), unet(x_t, t))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_keeps_the_memory_format(memory_format):
+    """PyTorch's channels-last group norm is slow on CPUs, and rounds differently for each batch size."""
+    unet = UNet(SMALL).to(memory_format=memory_format)
+    norms = [module for module in unet.modules() if isinstance(module, torch.nn.GroupNorm)]
+    seen = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    size = SMALL.sample_size
+    unet(torch.randn(2, SMALL.in_channels, size, size).to(memory_format=memory_format), torch.tensor([5]))
+    assert len(seen) == len(norms)
+    assert all(x.is_contiguous(memory_format=memory_format) for x in seen)

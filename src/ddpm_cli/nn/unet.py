@@ -115,7 +115,7 @@ class Attention(nn.Module):
         q, k, v = F.linear(h, weight, bias).view(B, H * W, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         h = attention(q, k, v)  # (B, heads, HW, head_dim)
         h = self.to_out[0](h.transpose(1, 2).flatten(2))
-        h = h.transpose(1, 2).reshape(B, C, H, W) + x
+        h = x + h.transpose(1, 2).reshape(B, C, H, W)  # the sum has the memory format of x, which comes first
         return h / self.divide_by if self.divide_by != 1 else h  # type: ignore[no-any-return]
 
 
