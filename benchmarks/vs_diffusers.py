@@ -4,7 +4,7 @@
 
 Each has a process of its own, as in real use: ddpm changes how its process waits and keeps memory. They work in turn
 (ours, theirs, ours, theirs, …), so that a machine with changing speed slows both. The result is the ratio of each pair.
-A round is a few steps of the reverse process, then one training step.
+A round is a few steps of the reverse process, then a few training steps.
 
 - ours: what `ddpm sample` and `ddpm train` run.
 - theirs: `DDPMPipeline`'s loop (`UNet2DModel`, `DDPMScheduler.step`), and the loop of diffusers' example
@@ -68,7 +68,11 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], ob
         for _ in model.sample_loop(noise, "ddpm", steps=options.steps):
             pass
 
-    return {"sampling": sample, "training": trainer.train_step, "about": lambda: machine.describe(device, dtype)}
+    def train() -> None:
+        for _ in range(options.training_steps):
+            trainer.train_step()
+
+    return {"sampling": sample, "training": train, "about": lambda: machine.describe(device, dtype)}
 
 
 def theirs(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
@@ -95,15 +99,16 @@ def theirs(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], 
             x = scheduler.step(still(x, t).sample, t, x).prev_sample
 
     def train() -> None:
-        clean = images.to(options.device)
-        eps = torch.randn(clean.shape, device=clean.device)
-        t = torch.randint(0, 1000, (len(clean),), device=clean.device)
-        loss = F.mse_loss(model(scheduler.add_noise(clean, eps, t), t).sample, eps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(model.parameters())
+        for _ in range(options.training_steps):
+            clean = images.to(options.device)
+            eps = torch.randn(clean.shape, device=clean.device)
+            t = torch.randint(0, 1000, (len(clean),), device=clean.device)
+            loss = F.mse_loss(model(scheduler.add_noise(clean, eps, t), t).sample, eps)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.step(model.parameters())
 
     return {"sampling": sample, "training": train, "about": lambda: f"{options.device}, fp32"}
 
@@ -184,7 +189,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 if round_:  # the first one warms up
                     times[name, work].append(seconds)
         for work in options.only:
-            images = options.batch_size * (options.steps if work == "sampling" else 1)
+            images = options.batch_size * (options.steps if work == "sampling" else options.training_steps)
             row = what | {"work": work} | {name: images / statistics.median(times[name, work]) for name in asks}
             if not options.alone:
                 pairs = zip(times["ours", work], times["diffusers", work], strict=True)
@@ -208,6 +213,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of the reverse process in a round")
+    parser.add_argument("--training-steps", type=int, default=1, help="in a round")
     parser.add_argument("--only", choices=WORKS, nargs="+", default=WORKS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", help="ours; diffusers runs in float32")
