@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "ddpm_cli"
 # A package may import only what is above it. The modules of the ground floor come first.
 GROUND = {
     *("errors", "text", "hub_address", "config", "files", "device", "rng", "distributed", "threads", "heap", "machine"),
-    *("run_folder", "signals", "names"),
+    *("run_folder", "signals", "names", "writable"),
 }
 PACKAGES = ["nn", "diffusion", "data", "models", "evaluation", "compression", "training", "cli"]
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))

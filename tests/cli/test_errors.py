@@ -51,6 +51,7 @@ def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):
         (("sample", "-m", "nowhere"), "nowhere"),
         (("train", "nowhere"), "nowhere"),
         (("train", "nowhere", "--resume"), "nowhere"),
+        (("train", ""), "the name of the images is empty"),
         (("noise", "none.png"), "none.png"),
         (("noise", "."), "."),
         (("denoise-trace", "none.png"), "none.png"),
@@ -64,12 +65,26 @@ def test_failures_exit_1_and_leave_nothing(cli, tmp_path, args, names):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bug_shows_a_traceback_only_on_request(cli, digits, tmp_path, monkeypatch):
-    (tmp_path / "cache").touch()  # the cache is a file, so decoding fails with an unexpected error
+def test_a_model_that_is_named_twice_is_refused(cli):
+    for command in ("info", "eval"):
+        code, _, err = cli(command, "bundled:digits", "--model", "other")
+        assert (code, "bundled:digits and --model other are two models" in err) == (2, True), err
+
+
+def test_a_model_precedes_that_of_the_environment(cli, monkeypatch):
+    monkeypatch.setenv("DDPM_MODEL", "other")
+    assert cli("info", "bundled:digits")[0] == 0
+
+
+def test_a_bug_shows_a_traceback_only_on_request(cli, digits, monkeypatch):
+    def fail(*args: object) -> None:
+        raise KeyError("a key that nobody expects")
+
+    monkeypatch.setattr("ddpm_cli.cli.train._train", fail)
     code, _, err = cli("train", digits)
-    assert (code, err.startswith("Error: "), "Traceback" in err) == (1, True, False)
+    assert (code, err.startswith("Error: KeyError: "), "Traceback" in err) == (1, True, False)
     monkeypatch.setenv("DDPM_DEBUG", "1")
-    with pytest.raises(OSError, match="cache"):
+    with pytest.raises(KeyError, match="nobody expects"):
         cli("train", digits)
 
 

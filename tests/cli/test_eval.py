@@ -320,6 +320,11 @@ def test_a_missing_extractor_is_found_before_anything_is_measured(cli, run):
     assert not list(run.glob("eval/**/*.safetensors"))
 
 
+def test_missing_samples_are_found_before_an_extractor_is_loaded(cli):
+    code, _, err = cli("eval", "--samples", "nowhere", "--data", "real", "--features", "none.pt")
+    assert (code, "nowhere: no such" in err) == (1, True), err
+
+
 def test_what_cannot_be_compared_is_found_before_samples_are_drawn(cli, small_model, digits, extractor, tmp_path):
     """Too few samples or images, statistics of another extractor, and metrics that are not possible."""
     np.savez("other.npz", mu=np.zeros(9), sigma=np.eye(9))

@@ -303,6 +303,14 @@ def test_a_sample_in_a_terminal(in_a_terminal, on_screen, small_model):
         assert from_kitty(seen)[0].tobytes() == picture("a.png").tobytes()
 
 
+def test_a_narrow_terminal_shortens_the_bar_and_not_the_numbers(on_screen, digits, quick_model):
+    run = ("train", digits, "--from", quick_model, "--batch-size", 4, "--steps", 20, "--sample-every", 99)
+    code, _, seen = on_screen(*run, COLUMNS="57")
+    bars = [bar for bar in re.sub(r"\x1b\[[0-9;]*m", "", seen).split("\x1b[2K") if bar.startswith("training")]
+    assert (code, any("/20" in bar for bar in bars)) == (0, True), seen
+    assert not [bar for bar in bars if "…" in bar]
+
+
 def test_every_command_shows_its_picture(cli, on_screen, color_model, emoji, digits):
     """Also where it writes something else than a picture."""
     model = ("-m", color_model)

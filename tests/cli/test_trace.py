@@ -67,6 +67,11 @@ def test_an_image_with_a_model_of_one_step(cli, emoji):
     assert json.loads(out)["t"] == [1, 0]
 
 
+def test_more_frames_than_states(cli, color_model):
+    code, _, err = cli("denoise-trace", "-m", color_model, "--steps", 3, "--frames", 9, "-o", "t.png")
+    assert (code, "--frames 9: 3 steps have 4 states" in err) == (0, True), err
+
+
 def test_invalid_input_is_refused(cli, small_model, color_model, digits, emoji):
     digit = next(digits.rglob("*.png"))
     assert cli("noise", digit, "--t", 30, "--format", "safetensors", "-o", "n.safetensors")[0] == 0

@@ -147,6 +147,33 @@ def test_resume_continues(cli, digits, run):
     assert "resuming at step 4" in err
 
 
+def test_a_resumed_run_keeps_the_interval_of_previews_that_was_chosen(cli, digits, quick_model):
+    line = ("train", digits, "--from", quick_model, "--batch-size", 4, "-o", "run")
+    assert cli(*line, "--steps", 4, "--sample-every", 3)[0] == 0
+    code, _, err = cli(*line, "--steps", 9, "--resume")
+    assert (code, "every 3 steps" in err) == (0, True), err
+    assert {path.name for path in Path("run/samples").glob("*[0-9].png")} >= {f"step-0000000{n}.png" for n in (3, 6, 9)}
+
+
+def test_intervals_that_nobody_chose_grow_with_the_steps(cli, digits, quick_model):
+    line = ("train", digits, "--from", quick_model, "--batch-size", 4, "-o", "run")
+    for steps, every in ((4, 1), (40, 10)):
+        assert cli(*line, "--steps", steps, "--resume")[0] == 0
+        settings = read_json(Path("run/config.json"))["train"]
+        assert (settings["save_every"], settings["sample_every"]) == (every, every)
+
+
+def test_places_that_cannot_be_written_are_named_before_the_work(cli, digits, quick_model, monkeypatch, tmp_path):
+    Path("file").touch()
+    line = ("train", digits, "--from", quick_model, *OPTIONS, "--steps", 1)
+    code, _, err = cli(*line, "-o", "file/run")
+    assert (code, "file/run: cannot be made: " in err, "trying" in err) == (1, True, False), err
+    monkeypatch.setenv("DDPM_CACHE_DIR", "file/cache")
+    code, _, err = cli(*line, "-o", "run")
+    assert (code, "file is not a folder, and decoded images" in err, "DDPM_CACHE_DIR" in err) == (1, True, True), err
+    assert not Path("run").exists()
+
+
 def test_the_same_command_starts_and_continues_a_run(cli, digits, quick_model):
     line = ("train", digits, "--resume", "--from", quick_model, *OPTIONS)
     for steps, shown in ((2, "training, run"), (4, "resuming at step 2"), (4, "runs/digits: has its 4 steps already")):

@@ -368,7 +368,12 @@ def test_a_list_that_was_already_read(digits):
 
 
 def test_the_hint_for_a_name_on_the_hub():
-    for name, hint in {"huggan/name": "hf://huggan/name", "./cats": "hf://org/name", "cats": "hf://org/name"}.items():
+    for name, hint in {
+        "huggan/name": "hf://huggan/name",
+        "./cats": "hf://org/name",
+        "cats": "hf://org/name",
+        "cats/1.png": "hf://org/name",
+    }.items():
         with pytest.raises(DataError, match="no such folder or file") as caught:
             open_source(name, Path("cache"))
         assert hint in (caught.value.hint or "")
@@ -388,6 +393,16 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     ((name, reason),) = pack.left_out
     assert name.startswith("dddd")
     assert "name too long" in reason
+
+
+def test_a_folder_that_nobody_may_read(monkeypatch):
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    Path("images").mkdir()
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=r"images: cannot be read \(Permission denied\)"):
+        open_source("images", Path("cache"))
 
 
 def test_folders_nested_deeper_than_the_stack(monkeypatch):

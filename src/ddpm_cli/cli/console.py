@@ -186,11 +186,12 @@ class Console:
             return
         # Imported here: `--help` shows no bar, and must be fast.
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         bar = Progress(
             TextColumn("{task.fields[what]}", markup=False),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),  # so a narrow terminal shortens the bar first
             TextColumn("{task.fields[status]}", markup=False),
             *([TimeRemainingColumn()] if eta else []),
             console=self._err,

@@ -41,13 +41,17 @@ def draw_into(
     rows = world.rows(len(left))
     mine = left[rows.start : rows.stop]
     done = 0
-    with console.bar("sampling, images x evaluations", len(left) * sampling.evaluations) as update:
 
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count * world.size  # the other processes have done about as much
-            update(done)
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count * world.size  # the other processes have done about as much
+        update(done)
 
-        fill(folder, mine, model.sample_batches(mine, sampling, seed, batch_size, progress))
+    try:
+        with console.bar("sampling, images x evaluations", len(left) * sampling.evaluations) as update:
+            fill(folder, mine, model.sample_batches(mine, sampling, seed, batch_size, progress))
+    except KeyboardInterrupt:
+        console.note(f"{folder} keeps the images that are finished; the same command continues")
+        raise
     world.barrier()
     return len(left)

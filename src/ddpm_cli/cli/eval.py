@@ -152,8 +152,7 @@ def eval(
             f"--save-statistics: --metrics {','.join(chosen)} computes no statistics of real images",
             "Add fid to --metrics.",
         )
-    if model and address != os.environ.get("DDPM_MODEL"):
-        raise UsageError(f"{model} and --model {address} are two models", "Give one of them.")
+    named = options.one_model(model, address)
     from ddpm_cli.cli.evaluation import Evaluation, Request
     from ddpm_cli.distributed import process_group
 
@@ -176,7 +175,7 @@ def eval(
         console = Console("eval", as_json, quiet or not world.is_main)
         evaluation = Evaluation(request, console, world, held, force)
         if samples is None:
-            evaluation.of_model(model or address, device, precision, weights, sampling, output)
+            evaluation.of_model(named, device, precision, weights, sampling, output)
         else:
             evaluation.of_images(samples, device, output)
 

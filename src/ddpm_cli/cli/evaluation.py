@@ -125,6 +125,8 @@ class Evaluation:
         if request.of_features():  # first, since it may have to be downloaded
             extractor = self._extractor(self.world.pick_device(device))
         exact = open_model(self.console, located, device, "fp32", weights, self.world)
+        if request.terms and request.terms > exact.schedule.T:
+            self.console.warn(f"--terms {request.terms}: this model has {exact.schedule.T}, and all are computed")
         fingerprint = self.world.on_main(exact.fingerprint)
         sets = self._real(located, exact.shape) if request.needs_images() and not statistics else []
         real = (sets[0] if sets else statistics) if request.compares() else None
@@ -150,10 +152,10 @@ class Evaluation:
         """Evaluate images. samples: a folder, or whatever else `open_samples` takes."""
         request = self.request
         statistics = self.world.on_main(request.statistics)
-        extractor = self._extractor(self.world.pick_device(device))  # first, since it may have to be downloaded
         with self.console.progress("looking for images") as progress:
             paths = self._read_once([samples])
             found = self.world.first_on_main(lambda: open_samples(paths, cache_folder(), request.background, progress))
+        extractor = self._extractor(self.world.pick_device(device))
         drawn = self._named(name_of([samples]), found)
         shape = drawn.pixels.shape
         real = (statistics or self._open([*request.data], shape)) if request.compares() else None

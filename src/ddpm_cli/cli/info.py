@@ -35,7 +35,7 @@ def info(
     from ddpm_cli.models.pretrained import read_configs, read_model
     from ddpm_cli.models.recipe import read_recipe, recipe_in_words
 
-    located = hub.resolve(address if model is None else model, quiet=not console.live, weights=False)
+    located = hub.resolve(options.one_model(model, address), quiet=not console.live, weights=False)
     note_fallback(console, located)
     unet, schedule = read_configs(located.folder, located.files)
     here = bool(located.weights) and all(path.is_file() for path in located.weights)

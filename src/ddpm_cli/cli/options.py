@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ __all__ = [
     "Weights",
     "complete_models",
     "named",
+    "one_model",
     "parse_age",
     "parse_bool",
     "parse_channels",
@@ -190,6 +192,18 @@ ModelArgument = Annotated[
         "Default: the newest run in ./runs, else bundled:digits.",
     ),
 ]
+
+
+def one_model(argument: str | None, option: str | None) -> str | None:
+    """The model that was named, by MODEL or by --model. Raises UsageError if both name one.
+
+    The environment also gives --model, and MODEL precedes it.
+    """
+    if argument is not None and option != os.environ.get("DDPM_MODEL"):
+        raise UsageError(f"{argument} and --model {option} are two models", "Give one of them.")
+    return option if argument is None else argument
+
+
 Run = Annotated[
     Path | None,
     typer.Argument(

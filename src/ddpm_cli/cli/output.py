@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from ddpm_cli.cli.console import Console
 from ddpm_cli.errors import DataError, DDPMError, UsageError
+from ddpm_cli.writable import why_not_writable
 
 __all__ = ["Target", "check_scale", "deliver", "pick_target", "read_input"]
 
@@ -49,7 +49,8 @@ def pick_target(
             raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or use a pipe.")
         return Target(None)
     path = Path(output)
-    _check_writable(path, output)
+    if reason := why_not_writable(path.absolute().parent):
+        raise DDPMError(f"-o {output}: {reason}")
     if folders and (output.endswith("/") or path.is_dir() or not path.suffix):
         if path.exists() and not path.is_dir():
             raise DDPMError(f"-o {output}: exists and is not a folder")
@@ -76,15 +77,6 @@ def check_scale(scale: int | None, target: Target, form: str = "png") -> None:
     exact = "a folder" if target.folder else "safetensors" if form == "safetensors" else target.suffix
     if scale is not None and exact in ("a folder", "safetensors", ".npz"):
         raise UsageError(f"--scale {scale}: {exact} has the exact pixels", "Leave it out, or write a .png.")
-
-
-def _check_writable(path: Path, output: str) -> None:
-    """Raises DDPMError if the path cannot be written, before the work rather than after it."""
-    there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    if not there.is_dir():
-        raise DDPMError(f"-o {output}: {there} is not a folder")
-    if not os.access(there, os.W_OK):
-        raise DDPMError(f"-o {output}: {there} is not writable")
 
 
 def deliver(target: Target, data: bytes, console: Console, **fields: object) -> None:

@@ -65,13 +65,17 @@ def denoise_trace(
         typer.Option(
             "--share-from",
             metavar="T[,T…]",
-            help="Show samples that share the state x_t, in a row for each t, instead of traces.",
+            help="Show samples that share the state x_t, in a row for each t, instead of traces. They are drawn with "
+            "--sampler ddpm, unless you choose another.",
         ),
     ] = None,
     frames: Annotated[
         int | None,
         typer.Option(
-            "--frames", min=2, metavar="N", help="Number of states to show. Default: 10, or 50 in an animation."
+            "--frames",
+            min=2,
+            metavar="N",
+            help="Number of states to show. Default: 10, or 50 in an animation; at most the steps and 1.",
         ),
     ] = None,
     show: Annotated[
@@ -193,6 +197,8 @@ def _trace(
     taken = sampling.evaluations
     animated = target.suffix in ANIMATION_SUFFIXES
     wanted = set(evenly(taken + 1, frames or (50 if animated else FRAMES)))
+    if frames and frames > taken + 1:
+        console.warn(f"--frames {frames}: {taken} steps have {taken + 1} states; more --steps have more")
     kept: list[Frame] = []
     with console.bar("denoising", taken) as update:
         for i, step in enumerate(ddpm.sample_loop(x_t, sampling, noise=noise)):

@@ -34,6 +34,7 @@ from ddpm_cli.errors import DataError, LockedError, ModelError
 from ddpm_cli.files import lock, new_directory, open_shared, read_config, require_regular
 from ddpm_cli.machine import free_memory
 from ddpm_cli.text import and_more, printable
+from ddpm_cli.writable import why_not_writable
 
 __all__ = ["Pack", "names_in", "open_pack"]
 
@@ -164,6 +165,8 @@ def open_pack(source: Source, config: DataConfig, cache: Path, progress: OnProgr
     shape = (config.channels, config.size, config.size)
     if pack := _made_already(source, folder, shape):
         return pack
+    if reason := why_not_writable(folder.parent):
+        raise DataError(f"{reason}, and decoded images are kept there", "Name another folder with DDPM_CACHE_DIR.")
     with _lock(pack_lock(cache, key), progress) as alone:
         if pack := _made_already(source, folder, shape):
             return pack

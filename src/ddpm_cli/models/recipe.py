@@ -45,9 +45,9 @@ def _published(base: str | None) -> str | None:
 _LOSSES = {
     "simple": "L_simple",
     "min-snr": "min-SNR, with 5 as the largest weight",
-    "debiased": "L_simple of eps divided by sqrt(SNR)",
+    "debiased": "debiased, L_simple of eps divided by sqrt(SNR)",
     "vlb": "the variational bound",
-    "hybrid": "L_simple, and the variational bound for the variance",
+    "hybrid": "hybrid, L_simple and the variational bound for the variance",
 }
 
 

@@ -36,6 +36,7 @@ from ddpm_cli.models.pipeline import save_model
 from ddpm_cli.models.pretrained import WEIGHTS
 from ddpm_cli.models.runs import checkpoint_folder, checkpoints, preview_file, previews, step_of
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG, METRICS, SAMPLES
+from ddpm_cli.writable import why_not_writable
 
 __all__ = [
     "AVERAGED",
@@ -231,6 +232,8 @@ def _remove_halves(run: Path) -> None:
 
 def check_folders(run: Path) -> None:
     """Raises DDPMError, before any work is done, if the run could not write its files later."""
+    if not run.exists() and (reason := why_not_writable(run)):
+        raise DDPMError(f"{run}: cannot be made: {reason}", "Name another folder with -o.")
     for folder in (run, run / CHECKPOINTS, run / SAMPLES):
         if os.path.lexists(folder) and not folder.is_dir():
             raise DDPMError(f"{folder}: is not a folder, where a run needs one", "Move it away, or name another run.")

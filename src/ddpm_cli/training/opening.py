@@ -29,6 +29,7 @@ from ddpm_cli.run_folder import CHECKPOINTS, CONFIG
 from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint, objective
 from ddpm_cli.training.plan import Base, plan_run
+from ddpm_cli.training.presets import INTERVALS, usual_interval
 from ddpm_cli.training.rehearsal import BlankPack
 from ddpm_cli.training.request import Request
 from ddpm_cli.training.trainer import Trainer
@@ -190,7 +191,9 @@ class Opening:
                 "Leave these out to continue the run, or start another with -o RUN.",
             )
         free = {key: value for key, value in self.request.train.items() if key in TrainConfig.FREE}
-        return replace(old, train=replace(old.train, **free))
+        new = replace(old, train=replace(old.train, **free))
+        usual = {key: usual_interval(new) for key in INTERVALS if getattr(old.train, key) == usual_interval(old)}
+        return replace(new, train=replace(new.train, **(usual | free)))
 
     def packs(self, data: DataConfig) -> Pack:
         """The decoded images. Every rank must call it.

@@ -6,15 +6,16 @@ used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddpm_cli.config import ScheduleConfig, UNetConfig
+    from ddpm_cli.config import RunConfig, ScheduleConfig, UNetConfig
 
-__all__ = ["FINE_TUNING", "PRESETS", "Preset", "interval"]
+__all__ = ["FINE_TUNING", "INTERVALS", "PRESETS", "Preset", "interval", "recipe_of", "usual_interval"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ FINE_TUNING: dict[str, Any] = {
 }
 
 
+INTERVALS = ("save_every", "sample_every")  # settings of a run that depend on its number of steps
+
+
 def interval(every: int, steps: int) -> int:
     """Steps between checkpoints, and between previews: those of the recipe, or fewer, so that every run has several."""
     return max(1, min(every, steps // 4))
@@ -153,3 +157,17 @@ PRESETS: dict[str, Preset] = {
         smaller="128",
     ),
 }
+
+
+def recipe_of(config: RunConfig) -> Mapping[str, Any]:
+    """The settings that a run was planned from: those of fine-tuning or of its preset, if this version has it."""
+    if config.base is not None:
+        return FINE_TUNING
+    preset = PRESETS.get(config.preset)
+    return vars(preset) if preset else {}
+
+
+def usual_interval(config: RunConfig) -> int | None:
+    """Steps between checkpoints, and between previews, if the user names none. None: this version does not know."""
+    recipe = recipe_of(config)
+    return interval(recipe["every"], config.train.steps) if recipe else None

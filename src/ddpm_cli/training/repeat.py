@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from shlex import quote
@@ -10,7 +9,7 @@ from typing import Any
 
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig
 from ddpm_cli.training.objective import loss_for, named, schedule_for
-from ddpm_cli.training.presets import FINE_TUNING, PRESETS, interval
+from ddpm_cli.training.presets import INTERVALS, PRESETS, recipe_of, usual_interval
 
 __all__ = ["command_of", "command_to_resume"]
 
@@ -66,7 +65,7 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
             value = getattr(part, name)
             if (name in _ALWAYS or value != usual) and name not in (*_ELSEWHERE, *_IN_PYTHON):
                 found[name] = value
-    if config.train.loss != loss_for(None, config.schedule, preset=_recipe(config).get("loss", "simple")):
+    if config.train.loss != loss_for(None, config.schedule, preset=recipe_of(config).get("loss", "simple")):
         found["loss"] = config.train.loss
     return found | _objective(config)
 
@@ -96,18 +95,9 @@ def _special(config: RunConfig) -> dict[str, Any]:
 def _usual(part: DataConfig | TrainConfig, config: RunConfig) -> dict[str, Any]:
     """The settings of a new run that names none: the defaults, and those of the preset that do not vary by machine."""
     usual: dict[str, Any] = {field.name: field.default for field in fields(part)}
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     if isinstance(part, TrainConfig) and recipe:
         # Not named if it need not be: an interval of previews that is named is kept, even if they take too long.
-        every = interval(recipe["every"], part.steps)
         usual |= {"lr_warmup": recipe["lr_warmup"], "lr_decay": recipe["lr_decay"]}
-        usual |= {"save_every": every, "sample_every": every}
+        usual |= dict.fromkeys(INTERVALS, usual_interval(config))
     return usual
-
-
-def _recipe(config: RunConfig) -> Mapping[str, Any]:
-    """The settings that the run was planned from: those of fine-tuning or of its preset, if this version has it."""
-    if config.base is not None:
-        return FINE_TUNING
-    preset = PRESETS.get(config.preset)
-    return vars(preset) if preset else {}

@@ -64,7 +64,10 @@ def report(run: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
         html.section("Training", html.table([*trained.items()])),
         html.section(
             "Repeat",
-            html.paragraph(f"This trains the same model again, with ddpm {config.version}:"),
+            html.paragraph(
+                f"This trains a model with the same settings, with ddpm {config.version}. "
+                "It is the same model, unless --resume has changed the number of steps."
+            ),
             html.code(command_of(config, run)),
             html.fold("All settings", html.code(json.dumps(config.to_dict(), indent=2))),
         ),

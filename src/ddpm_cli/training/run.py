@@ -24,6 +24,7 @@ from ddpm_cli.training.events import Event
 from ddpm_cli.training.notes import notes
 from ddpm_cli.training.objective import OPTIONS
 from ddpm_cli.training.opening import Bar, Opening, check_steps, write_left_out
+from ddpm_cli.training.presets import usual_interval
 from ddpm_cli.training.rehearsal import Rehearsal, measure, rehearse
 from ddpm_cli.training.request import Request
 from ddpm_cli.training.trainer import Trainer
@@ -84,7 +85,9 @@ class Run:
 
     @property
     def _sample_every_asked(self) -> bool:
-        return "sample_every" in self._opening.request.train
+        """Whether the user chose the interval of previews, now or when the run began."""
+        asked = "sample_every" in self._opening.request.train
+        return asked or self.config.train.sample_every != usual_interval(self.config)
 
     def notes(self) -> Iterator[str]:
         """What the user should know before the first step, after `begin`."""

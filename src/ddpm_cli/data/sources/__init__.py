@@ -89,6 +89,8 @@ def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = s
     """
     if isinstance(path, Listed):
         return in_stream(path, progress)
+    if not path:
+        raise DataError("the name of the images is empty", "Is a variable not set? The current folder is .")
     path = str(path)
     if "://" in path:
         return HubDataset(path, progress)
@@ -116,9 +118,9 @@ def open_source(path: str | Path | Listed, cache: Path, progress: OnProgress = s
 
 
 def _where_to_look(path: str) -> str:
-    if parse_name(path):
+    if parse_name(path) and not has_image_suffix(path):
         return f"The data set of this name on the Hugging Face Hub is hf://{path}"
-    return "IMAGES is the folder that holds your images. A data set on the Hub is hf://org/name."
+    return "Give the folder that holds your images. A data set on the Hub is hf://org/name."
 
 
 def _begins_as_image(path: Path) -> bool:

@@ -95,7 +95,9 @@ def in_folder(path: str, root: Path, progress: OnProgress) -> Source:
                         if len(names) % _TOGETHER == 0:
                             progress("looking for images", len(names), None)
         except OSError as error:
-            left_out.append((printable(folder or "."), f"cannot be read ({error.strerror})"))
+            if not folder:
+                raise
+            left_out.append((printable(folder), f"cannot be read ({error.strerror})"))
         folders += sorted(below, reverse=True)
     source = Files(path, [str(root.resolve())], root, sorted(names), left_out, progress)
     source.require_names()
