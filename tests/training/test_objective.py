@@ -152,7 +152,7 @@ def test_a_run_with_an_objective(cli, digits, options):
     assert (found["T"], found["schedule"]) == (12, asked["--schedule"])
     assert found["trained"]["train"]["loss"] == asked.get("--loss", "hybrid")
     text = cli("info", "run")[1]
-    assert {"vlb": "the variational bound", "hybrid": "L_simple, and"}[asked.get("--loss", "hybrid")] in text
+    assert {"vlb": "the variational bound", "hybrid": "hybrid, L_simple and"}[asked.get("--loss", "hybrid")] in text
     for steps in (4, 12):
         code, _, err = cli("sample", "-m", "run", "--n", 2, "--steps", steps, "-o", f"{steps}.png")
         assert code == 0, err
