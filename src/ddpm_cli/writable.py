@@ -14,4 +14,4 @@ def why_not_writable(folder: Path) -> str | None:
     there = next((place for place in (path, *path.parents) if place.exists()), Path("/"))
     if not there.is_dir():
         return f"{there} is not a folder"
-    return None if os.access(there, os.W_OK) else f"{there} is not writable"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"

@@ -51,7 +51,8 @@ def draw_into(
         with console.bar("sampling, images x evaluations", len(left) * sampling.evaluations) as update:
             fill(folder, mine, model.sample_batches(mine, sampling, seed, batch_size, progress))
     except KeyboardInterrupt:
-        console.note(f"{folder} keeps the images that are finished; the same command continues")
+        again = "the same command without --force" if force else "the same command"
+        console.note(f"{folder} keeps the images that are finished; {again} continues")
         raise
     world.barrier()
     return len(left)

@@ -125,7 +125,7 @@ class Evaluation:
         if request.of_features():  # first, since it may have to be downloaded
             extractor = self._extractor(self.world.pick_device(device))
         exact = open_model(self.console, located, device, "fp32", weights, self.world)
-        if request.terms and request.terms > exact.schedule.T:
+        if request.wants("bpd") and request.terms and request.terms > exact.schedule.T:
             self.console.warn(f"--terms {request.terms}: this model has {exact.schedule.T}, and all are computed")
         fingerprint = self.world.on_main(exact.fingerprint)
         sets = self._real(located, exact.shape) if request.needs_images() and not statistics else []

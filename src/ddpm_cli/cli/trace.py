@@ -75,7 +75,7 @@ def denoise_trace(
             "--frames",
             min=2,
             metavar="N",
-            help="Number of states to show. Default: 10, or 50 in an animation; at most the steps and 1.",
+            help="Number of states to show, at most one more than there are steps. Default: 10, or 50 in an animation.",
         ),
     ] = None,
     show: Annotated[
