@@ -74,7 +74,7 @@ def test_images_that_a_running_process_uses_are_not_removed(cli, start, digits, 
     assert not pack.exists()
 
 
-@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1.5d", "3 months", "²d"])
+@pytest.mark.parametrize("age", [" ", "30", "d", "-1d", "1.5d", "3 months", "²d"])
 def test_an_invalid_age(cli, age):
     code, _, err = cli("cache", "--older-than", age)
     assert code == 2

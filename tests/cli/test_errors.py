@@ -35,6 +35,9 @@ from ddpm_cli.nn.unet import UNet
         (("noise", "a.png", "--format", "safetensors", "--t", "1,2"), "--t"),
         (("denoise-trace", "--show", "all"), "--show all"),
         (("denoise-trace", "--frames", "1"), "--frames"),
+        (("sample", "-o", ""), "the value after -o is empty"),
+        (("sample", "--output=", "--n", "1"), "--output= has no value"),
+        (("info", "-m", ""), "the value after -m is empty"),
     ],
 )
 def test_wrong_usage_exits_2_and_names_the_flag(cli, args, names):

@@ -94,6 +94,16 @@ def test_a_read_only_disk(train, small_disk):
     assert "trying" not in process.err  # before any work
 
 
+def test_a_page_about_a_run_that_cannot_be_written_to(cli, small_disk, quick_run):
+    """The place was not chosen with -o, so the error does not name that option."""
+    run = shutil.copytree(quick_run, small_disk / "run", ignore=shutil.ignore_patterns("*.safetensors"))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for command in (("report", run), ("plot", run, "--json")):
+        code, _, err = cli(*command)
+        assert (code, f"Error: {run}/" in err, "with -o" in err) == (1, True, True), err
+    assert cli("report", run, "-o", "page.html")[0] == 0
+
+
 @pytest.fixture
 def lost_disk(tmp_path):
     """A mounted folder, and functions to unmount it and mount it again while a process runs."""

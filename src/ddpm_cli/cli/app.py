@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import warnings
@@ -124,6 +125,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     if "_DDPM_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # fish takes each line of an option's help for a completion
     try:
+        _refuse_empty(arguments)
         if command:
             code = build(command)(args=arguments[1:], prog_name=f"ddpm {command}", standalone_mode=False)
         elif arguments and not arguments[0].startswith("-"):
@@ -151,6 +153,16 @@ def _exit(code: int) -> NoReturn:
 def _unknown_command(name: str) -> UsageError:
     near = nearest(name, COMMANDS)
     return UsageError(f"{name}: no such command", f"Did you mean ddpm {near}?" if near else "ddpm -h lists them.")
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raises UsageError for an option with an empty value: `-o "$OUT"` would write into the current folder."""
+    for option, value in itertools.pairwise(arguments):
+        if option.startswith("-") and not value:
+            raise UsageError(f"the value after {option} is empty", "Is a variable not set?")
+    for word in arguments:
+        if word.startswith("--") and word.endswith("="):
+            raise UsageError(f"{word} has no value", "Is a variable not set?")
 
 
 def _unknown_option(error: Any, arguments: list[str], program: str) -> UsageError:

@@ -179,10 +179,11 @@ class Evaluation:
                 self._held.enter_context(lock(folder / LOCK, wait=False))
             except LockedError:
                 raise LockedError(
-                    f"-o {folder}: another evaluation is writing to it", "Wait for it, or name another folder with -o."
+                    f"{folder}: another evaluation is writing to it", "Wait for it, or name another folder with -o."
                 ) from None
             except OSError as error:
-                raise DataError(f"-o {error.filename or folder}: {error.strerror}") from None
+                place = error.filename or folder
+                raise DataError(f"{place}: {error.strerror}", "Name another folder with -o.") from None
             if not self._force:
                 require_results_of(folder, fingerprint)
 

@@ -32,16 +32,18 @@ def pick_target(
     force: bool,
     folders: bool = False,
     goes_on: str | None = None,
+    piped: bool = True,
 ) -> Target:
     """Decide where the result goes, before any work is done.
 
     output: the value of -o: `-` for stdout, a file, or (if `folders`) a folder, which ends in / or has no suffix.
-    None: the file `default` at a terminal or with --json, else stdout.
+    None: the file `default` at a terminal, with --json or if not `piped`, else stdout.
     suffixes: those that can be written. goes_on: a folder with a file of this name is continued.
     Raises UsageError if -o does not fit the command, DDPMError if the path exists or cannot be written.
     """
-    if output is None and (console.as_json or sys.stdout.isatty()):
-        output = default
+    named = f"-o {output}"
+    if output is None and (console.as_json or sys.stdout.isatty() or not piped):
+        named = output = default
     if output is None or output == "-":
         if console.as_json:
             raise UsageError("--json and -o - both write to stdout", "Give -o a file name.")
@@ -50,25 +52,25 @@ def pick_target(
         return Target(None)
     path = Path(output)
     if reason := why_not_writable(path.absolute().parent):
-        raise DDPMError(f"-o {output}: {reason}")
+        raise DDPMError(f"{named}: {reason}", "Name another place with -o.")
     if folders and (output.endswith("/") or path.is_dir() or not path.suffix):
         if path.exists() and not path.is_dir():
-            raise DDPMError(f"-o {output}: exists and is not a folder")
+            raise DDPMError(f"{named}: exists and is not a folder")
         begun = goes_on is not None and (path / goes_on).is_file()
         if path.is_dir() and any(path.iterdir()) and not force and not begun:
             raise DDPMError(
-                f"-o {output}: the folder is not empty", "Name another folder, or use --force to overwrite files in it."
+                f"{named}: the folder is not empty", "Name another folder, or use --force to overwrite files in it."
             )
         return Target(path, folder=True)
     if path.is_dir():
-        raise UsageError(f"-o {output}: is a folder", "Give a file name.")
+        raise UsageError(f"{named}: is a folder", "Give a file name.")
     if path.suffix.lower() not in suffixes:
         raise UsageError(
-            f"-o {output}: this command cannot write {path.suffix or 'a file without a suffix'}",
+            f"{named}: this command cannot write {path.suffix or 'a file without a suffix'}",
             f"Use {', '.join(suffixes)}{', a folder,' if folders else ''} or - for stdout.",
         )
     if path.exists() and not force:
-        raise DDPMError(f"-o {output}: exists already", "Name another file, or use --force to overwrite it.")
+        raise DDPMError(f"{named}: exists already", "Name another file with -o, or use --force to overwrite it.")
     return Target(path)
 
 

@@ -43,6 +43,7 @@ def report(
     run = find_run("report", run)
     lines = read_metrics(run)
     # RUN/report.html may be replaced; a file that the user named may not.
-    target = pick_target(output or str(run / "report.html"), "", (".html",), console, force or output is None)
+    may_replace = force or output is None
+    target = pick_target(output, str(run / "report.html"), (".html",), console, may_replace, piped=False)
     page = page_of(run, lines)
     deliver(target, page, console, run=str(run), step=last_step(run, lines), bytes=len(page))
