@@ -30,6 +30,7 @@ from ddpm_cli.training.events import Finished, Logged, NotSaved, Previewed, Prev
 from ddpm_cli.training.memory import needed_memory
 from ddpm_cli.training.metrics import Done, Window
 from ddpm_cli.training.plan import plan_run
+from ddpm_cli.training.previews import Previews
 from ddpm_cli.training.trainer import Trainer
 from processes import GUARD
 
@@ -129,6 +130,16 @@ def test_it_learns(tmp_path, pack):
     tiles = [drawn.crop((x, y, x + 8, y + 8)) for x in range(2, 40, 10) for y in range(2, 40, 10)]
     mean = sum(value for tile in tiles for value in tile.tobytes()) / 16 / 64
     assert colours["mean"] == [pytest.approx(mean, abs=0.01)]
+
+
+def test_the_time_that_is_left_has_the_previews(tmp_path, pack):
+    training = start(tmp_path / "run", pack, config_of(steps=7))
+    training.previews = Previews(3, share=0.75)
+    found = [event for event in training.events() if isinstance(event, Progress)]
+    for event in found:
+        steps_per_second = event.images_per_second / training.config.train.batch_size
+        assert event.seconds_left == pytest.approx(4 * (7 - event.step) / steps_per_second)
+    assert found[-1].seconds_left == 0
 
 
 def test_events_and_files(tmp_path, pack):

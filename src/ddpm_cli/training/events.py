@@ -14,7 +14,10 @@ __all__ = ["Event", "Finished", "Logged", "NotSaved", "Previewed", "Previewing",
 
 @dataclass(frozen=True)
 class Progress:
-    """Some steps were done. loss: the mean since the last line of metrics.jsonl."""
+    """Some steps were done. loss: the mean since the last line of metrics.jsonl.
+
+    seconds_left: until the end of the run, with its previews, about.
+    """
 
     step: int
     loss: float

@@ -97,8 +97,8 @@ class Window:
             raise self._world.reported_once(TrainingError(message, advice))
         return loss, grad_norm, [sum_ / n if n else None for sum_, n in zip(sums[1:5], sums[5:], strict=True)]
 
-    def progress(self, step: int, seconds: float) -> Progress:
-        """The progress after `step` steps and `seconds` seconds of training."""
+    def progress(self, step: int, seconds: float, previews: float) -> Progress:
+        """The progress after `step` steps and `seconds` seconds of training. previews: their share of the time."""
         rate = (step - self._seen[0]) / max(seconds - self._seen[1], 1e-9)
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
         self._seen = (step, seconds)
@@ -108,7 +108,7 @@ class Window:
             step=step,
             loss=self._means(step)[0],
             images_per_second=self._rate * settings.batch_size,
-            seconds_left=(settings.steps - step) / self._rate,
+            seconds_left=(settings.steps - step) / self._rate / (1 - previews),
         )
 
     def line(self, step: int, seconds: float, lr: float) -> dict[str, Any]:

@@ -336,7 +336,7 @@ class Trainer:
                 synchronize(self.device)
             self.seconds += time.perf_counter() - started
             if log or save or draw or report:
-                yield window.progress(self.step, self.seconds)
+                yield window.progress(self.step, self.seconds, self.previews.share or 0.0)
             if world.is_main:
                 yield from self.saver.outcome(wait=save)
                 if save:
