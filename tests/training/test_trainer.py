@@ -81,12 +81,9 @@ def test_the_loss_is_equation_14():
     ("decay", "expected"),
     [(0.0, [2, 4, 4, 4, 4, 4, 4, 4]), (0.5, [2, 4, 4, 4, 4, 3, 2, 1]), (1.0, [2, 3.5, 3, 2.5, 2, 1.5, 1, 0.5])],
 )
-def test_the_learning_rate_rises_and_falls(tmp_path, pack, decay, expected):
-    training = start(tmp_path / "run", pack, config_of(steps=8, lr=4.0, lr_warmup=2, lr_decay=decay))
-    rates = []
-    for training.step in range(8):
-        rates.append(training._lr())
-    assert rates == expected
+def test_the_learning_rate_rises_and_falls(decay, expected):
+    settings = config_of(steps=8, lr=4.0, lr_warmup=2, lr_decay=decay).train
+    assert [settings.lr_at(step) for step in range(8)] == expected
 
 
 def test_ema_warms_up_to_its_decay():

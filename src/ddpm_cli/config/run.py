@@ -61,8 +61,14 @@ class TrainConfig(Strict):
     keep: Count = 3  # number of newest checkpoints to keep
     keep_every: Count | None = None  # also keep those of every Nth step
 
-    # Settings that may change when a run resumes. They do not affect what is learned.
+    # Settings that may change when a run resumes. They do not affect what is learned, but for a decay of lr.
     FREE = ("steps", "save_every", "sample_every", "keep", "keep_every", "accumulate")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step that comes after so many."""
+        risen = (step + 1) / max(1, self.lr_warmup)
+        left = (self.steps - step) / max(1, self.lr_decay * self.steps)
+        return self.lr * min(1.0, risen, left)
 
 
 @dataclass(frozen=True)

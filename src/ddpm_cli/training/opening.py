@@ -24,7 +24,7 @@ from ddpm_cli.files import LOCK, lock, read_config, renew_file
 from ddpm_cli.hub_address import parse_name, parse_url, path_of
 from ddpm_cli.models import hub
 from ddpm_cli.models.pretrained import read_configs
-from ddpm_cli.models.runs import checkpoints
+from ddpm_cli.models.runs import checkpoints, step_of
 from ddpm_cli.run_folder import CHECKPOINTS, CONFIG
 from ddpm_cli.text import and_more
 from ddpm_cli.training import checkpoint, objective
@@ -193,7 +193,18 @@ class Opening:
         free = {key: value for key, value in self.request.train.items() if key in TrainConfig.FREE}
         new = replace(old, train=replace(old.train, **free))
         usual = {key: usual_interval(new) for key in INTERVALS if getattr(old.train, key) == usual_interval(old)}
+        self._tell_of_a_rise(old.train, new.train)
         return replace(new, train=replace(new.train, **(usual | free)))
+
+    def _tell_of_a_rise(self, old: TrainConfig, new: TrainConfig) -> None:
+        """Warn if more steps raise a learning rate that had begun to fall."""
+        done = step_of(found[-1]) if (found := checkpoints(self.folder)) else 0
+        before, after = (settings.lr_at(done) for settings in (old, new))
+        if after > before:
+            self._warn(
+                f"--steps {new.steps}: the learning rate, which had fallen to {before:.2g} by step {done}, is "
+                f"{after:.2g} again. Samples may become worse before they become better"
+            )
 
     def packs(self, data: DataConfig) -> Pack:
         """The decoded images. Every rank must call it.

@@ -173,7 +173,7 @@ class Trainer:
         losses.append(self.backward(*last))
         self._updating = True
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
-        self.optimizer.param_groups[0]["lr"] = self._lr()
+        self.optimizer.param_groups[0]["lr"] = settings.lr_at(self.step)
         # A gradient that is not finite changes neither weights nor averages. Fused Adam skips a step with found_inf,
         # so the CPU does not wait for the device. On MPS it ignores found_inf, so there the CPU checks.
         finite = grad_norm.isfinite()
@@ -202,7 +202,7 @@ class Trainer:
         gradient /= self.world.size
         norm = torch.nn.utils.clip_grad_norm_([self.betas.logits], self.config.train.grad_clip)
         if finite and norm.isfinite():
-            self.betas_optimizer.param_groups[0]["lr"] = _BETAS_LR * self._lr()
+            self.betas_optimizer.param_groups[0]["lr"] = _BETAS_LR * self.config.train.lr_at(self.step)
             self.betas_optimizer.step()
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,13 +238,6 @@ class Trainer:
         # DistributedDataParallel averages over ranks; this scale gives the gradient of the mean over the whole batch.
         (loss.sum() * (self.world.size / self.config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
-
-    def _lr(self) -> float:
-        """The learning rate of the step that comes next."""
-        settings = self.config.train
-        risen = (self.step + 1) / max(1, settings.lr_warmup)
-        left = (settings.steps - self.step) / max(1, settings.lr_decay * settings.steps)
-        return settings.lr * min(1.0, risen, left)
 
     def _snapshot(self) -> checkpoint.Checkpoint:
         """A copy of the state on the CPU, which training does not change."""
