@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddpm_cli.errors import UsageError
 from ddpm_cli.heap import keep_freed_memory
 from ddpm_cli.names import PRECISIONS, check_name
+from ddpm_cli.text import counted
 
 __all__ = [
     "autocast",
@@ -120,7 +121,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}), {words}"
     threads = torch.get_num_threads()
-    cpu = f"{device} ({threads} thread{'s' if threads > 1 else ''}), {words}"
+    cpu = f"{device} ({counted(threads, 'thread')}), {words}"
     return cpu if device.type == "cpu" else f"{device}, {words}"
 
 

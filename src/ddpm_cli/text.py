@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["and_more", "duration", "in_bytes", "printable", "safe"]
+__all__ = ["and_more", "counted", "duration", "in_bytes", "printable", "safe"]
 
 _DAY = 86_400  # seconds
 
@@ -24,6 +24,11 @@ def and_more(names: Sequence[str]) -> str:
     """The first of several names, and how many follow: `cats and 2 more`."""
     first, *rest = names
     return f"{first} and {len(rest)} more" if rest else first
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things: `1 image`, `2 images`."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def in_bytes(count: float) -> str:

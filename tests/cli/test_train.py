@@ -246,7 +246,7 @@ def test_dry_run(cli, digits, tmp_path, monkeypatch):
     ]
     assert "1.2M parameters" in rows["model"]
     assert re.fullmatch(r"[\d.]+ steps/s, [\d.e+]+ images/s", rows["speed"])
-    assert rows["time"].endswith("for 40 steps and their previews")
+    assert rows["time"].endswith("for 40 steps, with previews")
     assert not list(tmp_path.iterdir())
 
 

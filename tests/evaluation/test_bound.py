@@ -392,4 +392,4 @@ def test_images_that_cannot_be_used_are_named(cli, small_model, digits, tmp_path
     assert (code, "mixed: none of 1 image files can be decoded, for example a.png: not an image" in err) == (1, True)
     (tmp_path / "mixed" / "b.png").write_bytes(next(digits.rglob("*.png")).read_bytes())
     code, _, err = cli("rate-distortion", "mixed", "-m", small_model, "-o", "rd.png")
-    assert (code, "left out 1 images that cannot be used, for example a.png: not an image" in err) == (0, True)
+    assert (code, "left out 1 image that cannot be used, for example a.png: not an image" in err) == (0, True)

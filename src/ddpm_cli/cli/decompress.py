@@ -11,6 +11,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import check_t, open_model
 from ddpm_cli.cli.output import deliver, pick_target, read_input
+from ddpm_cli.text import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,7 +88,7 @@ def decompress(
         if frames is None:
             return pictures.grid(pixels[None], scale)
         shown = [states[i] for i in pictures.evenly(len(states), frames)]
-        labels = [f"t={at}\n{so_far} bits" for at, so_far, _ in shown]
+        labels = [f"t={at}\n{counted(so_far, 'bit')}" for at, so_far, _ in shown]
         return pictures.strip([torch.stack([tile for _, _, tile in shown])], labels, scale=scale)
 
     console.show(draw)

@@ -16,7 +16,7 @@ from ddpm_cli import __version__
 from ddpm_cli.cli.console import Console, aligned
 from ddpm_cli.errors import DataError
 from ddpm_cli.signals import stop_signals
-from ddpm_cli.text import and_more, duration, in_bytes
+from ddpm_cli.text import and_more, counted, duration, in_bytes
 from ddpm_cli.training.objective import named
 from ddpm_cli.training.presets import PRESETS
 
@@ -54,6 +54,7 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
     colours = "gray" if data.channels == 1 else f"RGB on {data.background}"
     flips = "half of them mirrored (--no-flip turns this off)" if data.flip else "never mirrored"
     about = f"{config.preset}: {_parameters(trainer) / 1e6:.1f}M parameters, T={config.schedule.num_train_timesteps}"
+    steps, images = counted(train.steps, "step"), counted(train.batch_size, "image")
     split = _split(train.batch_size, world.size, train.accumulate)
     rate = f"lr {train.lr:g}"
     if train.lr_decay:
@@ -62,7 +63,7 @@ def _plan(trainer: Trainer, machine: str) -> dict[str, str]:
         "prepared": f"{data.size}x{data.size} {colours}, {data.fit}, {flips}",
         "model": f"{about}{f', from {config.base}' if config.base else ''}",
         "objective": _objective(config),
-        "training": f"{train.steps} steps of {train.batch_size} images{split}, {rate}, seed {train.seed}",
+        "training": f"{steps} of {images}{split}, {rate}, seed {train.seed}",
         "previews": _previews(trainer),
         "device": f"{machine}{f', in {world.size} processes' if world.size > 1 else ''}",
     }
@@ -103,10 +104,10 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
     need, free, place = disk_space(trainer)
     pixels = len(pack) * math.prod(pack.shape)
     images_per_second = found.steps_per_second * train.batch_size
-    seconds = f"{duration(found.seconds)} for {train.steps - start} steps and their previews"
+    seconds = f"{duration(found.seconds)} for {counted(train.steps - start, 'step')}, with previews"
     rows = {
         "run": f"{folder}{f', from step {start} on' if start else ''}",
-        "images": f"{len(pack)} files in {_named(run)}{_held_out(run)}",
+        "images": f"{counted(len(pack), 'file')} in {_named(run)}{_held_out(run)}",
         **_plan(trainer, machine),
         "memory": f"{in_bytes(found.memory)}{f' of {in_bytes(memory)}' if memory else ''}{each}",
         "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",
@@ -264,7 +265,7 @@ def finish(console: Console, run: Run, loss: float | None, stopped_by: int | Non
         console.note(f"continue with: {again} --resume")
         return 128 + (stopped_by or signal.SIGINT)
     following = f"ddpm sample -m {folder} -o grid.png"
-    console.note(f"done: {total} steps, {duration(trainer.seconds)} of training. Next: {following}")
+    console.note(f"done: {counted(total, 'step')}, {duration(trainer.seconds)} of training. Next: {following}")
     if trainer.world.is_main:
         console.result(str(run.folder), run=str(run.folder), steps=total, loss=loss, seconds=round(trainer.seconds, 3))
     return 0

@@ -11,6 +11,7 @@ from ddpm_cli.cli import options
 from ddpm_cli.cli.console import Console, columns
 from ddpm_cli.cli.model import open_model, pick_sampling
 from ddpm_cli.cli.output import deliver, pick_target
+from ddpm_cli.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +96,7 @@ def rate_distortion(
     for line in columns(table):
         console.note(f"  {line}")
     charts = _charts(rows)
-    title = f"rate and distortion of {len(x_0)} images in {len(rows)} steps"
+    title = f"rate and distortion of {counted(len(x_0), 'image')} in {counted(len(rows), 'step')}"
     data = pictures.picture_bytes(plots.draw(charts, title), target.suffix)
     deliver(target, data, console, n=len(x_0), seed=seed, steps=len(rows), rows=rows)
 
@@ -134,5 +135,7 @@ def _read(sources: list[str], n: int, ddpm: DDPM, background: str, console: Cons
         source = open_sources(named, cache_folder(), progress)
         found, left_out = read_some(source, n, channels, size, background, progress)
     if left_out:
-        console.warn(f"left out {len(left_out)} images that cannot be used, for example {': '.join(left_out[0])}")
+        console.warn(
+            f"left out {counted(len(left_out), 'image')} that cannot be used, for example {': '.join(left_out[0])}"
+        )
     return found

@@ -14,6 +14,7 @@ from ddpm_cli.cli.console import Console
 from ddpm_cli.cli.model import note_sampling, open_model, pick_sampling
 from ddpm_cli.cli.output import Target, check_scale, deliver, pick_target
 from ddpm_cli.errors import UsageError
+from ddpm_cli.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ def sample(
                 data = _file(target, n, scale, _kept(batches, first))
         seconds = round(time.perf_counter() - started, 3)
         fields = {"n": n, "seed": seed, **sampling.facts(), "evaluations": sampling.evaluations, "seconds": seconds}
-        console.note(f"sampled {drawn} image{'s' if drawn != 1 else ''} in {seconds:.1f} s")
+        console.note(f"sampled {counted(drawn, 'image')} in {seconds:.1f} s")
         if preview and world.is_main:
             _show(console, ddpm, target, n, first)
         if data is not None:

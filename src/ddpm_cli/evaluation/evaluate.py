@@ -27,6 +27,7 @@ from ddpm_cli.evaluation.parts import Part, any_part, complete, place_of
 from ddpm_cli.evaluation.statistics import FeatureSet, feature_set
 from ddpm_cli.evaluation.term_sampling import chances, term_sizes
 from ddpm_cli.models.ddpm import DDPM
+from ddpm_cli.text import counted
 
 __all__ = ["Images", "bound_of", "bound_result", "compared", "features_in_parts", "spread", "stand_in"]
 
@@ -105,7 +106,7 @@ def bound_result(bound: Bound, name: str, T: int) -> dict[str, Any]:
     interval = "" if bound.interval is None else ", 95 % interval {:.4f} to {:.4f}".format(*bound.interval)
     count = f"all {T} terms" if found["terms"] == T else f"{found['terms']} of {T} terms"
     how = (
-        f"{count} of {len(bound)} image{'s' if len(bound) > 1 else ''}{interval}: "
+        f"{count} of {counted(len(bound), 'image')}{interval}: "
         f"L_T {found['prior']:.5f} + L_1..T-1 "
         f"{bound.rate - found['prior']:.4f} + L_0 {bound.distortion:.4f}; RMSE {bound.rmse:.2f} of 255"
     )

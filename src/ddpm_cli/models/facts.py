@@ -9,6 +9,7 @@ import torch
 
 from ddpm_cli.config import ScheduleConfig, UNetConfig
 from ddpm_cli.nn.unet import UNet
+from ddpm_cli.text import counted
 
 __all__ = ["facts", "words"]
 
@@ -72,7 +73,7 @@ def words(model: Mapping[str, Any]) -> dict[str, str]:
         limits = f"clipped to [-{model['clip_sample_range']:g}, {model['clip_sample_range']:g}]"
     return {
         "images": f"{model['size']}x{model['size']} {'gray' if model['channels'] == 1 else 'RGB'}",
-        "network": f"{count} parameters, {blocks} block{'s' if blocks > 1 else ''} a level",
+        "network": f"{count} parameters, {counted(blocks, 'block')} a level",
         "channels": channels,
         "attention": f"at {attention}, {_heads(model['attention_head_dim'])}",
         "predicts": _PREDICTS[model["prediction_type"]],

@@ -21,7 +21,7 @@ from ddpm_cli.models.recipe import read_recipe, recipe, recipe_in_words
 from ddpm_cli.models.results import in_words, kept_results
 from ddpm_cli.models.runs import checkpoints, evaluations, preview_file, previews, step_of
 from ddpm_cli.run_folder import CONFIG
-from ddpm_cli.text import duration
+from ddpm_cli.text import counted, duration
 from ddpm_cli.training import curves
 from ddpm_cli.training.repeat import command_of, command_to_resume
 
@@ -84,7 +84,7 @@ def _unfinished(config: RunConfig, run: Path) -> str:
 def _time(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How long the training took, up to the last line that says it."""
     known = [(line["step"], line["seconds"]) for line in lines if line.get("seconds") is not None]
-    return {"time": f"{duration(known[-1][1])} for {known[-1][0]} steps"} if known else {}
+    return {"time": f"{duration(known[-1][1])} for {counted(known[-1][0], 'step')}"} if known else {}
 
 
 def _recipe(run: Path, config: RunConfig, step: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ddpm_cli.diffusion.samplers.langevin import langevin
 from ddpm_cli.diffusion.samplers.spacing import spaced
 from ddpm_cli.diffusion.samplers.step import Noise, Step
 from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.text import counted
 
 __all__ = ["SAMPLERS", "Sampler", "Sampling", "plan_sampling"]
 
@@ -79,7 +80,7 @@ class Sampling:
 
     def describe(self) -> str:
         """The plan in words."""
-        steps = f"{len(self.timesteps)} {self.spacing} step{'s' if len(self.timesteps) > 1 else ''}"
+        steps = counted(len(self.timesteps), f"{self.spacing} step")
         own = "".join(f", {name} {value:g}" for name, value in self.settings.items() if value)
         total = f" = {self.evaluations} evaluations" if "updates" in self.settings else ""
         return f"{self.sampler}, {steps}{own}{total}"
