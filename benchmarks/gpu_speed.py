@@ -5,9 +5,7 @@ that a machine with changing speed slows all of them. The result is the median.
 
 - ddpm: the loop of `ddpm train` between two checkpoints, with its reading of images, metrics and averages; and
   `DDPM.sample_batches`, with its noise from the CPU. With --precision auto.
-- diffusers, tuned: `UNet2DModel` in channels_last; for training bf16 autocast, fused AdamW, `EMAModel(foreach=True)`
-  and TF32, with images that are on the device already; for sampling weights and images in bf16.
-- diffusers, as used: the loop of its example `train_unconditional.py` and that of `DDPMPipeline`, both in float32.
+- diffusers: the loops of `diffusers_loops`, tuned by hand and as its users run it.
 """
 
 from __future__ import annotations
@@ -16,18 +14,14 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
-from torch import Tensor
 
+import diffusers_loops
 from ddpm_cli import device as machine
 from ddpm_cli.config import DataConfig, RunConfig, TrainConfig, UNetConfig
 from ddpm_cli.data.pack import open_pack
@@ -38,6 +32,7 @@ from ddpm_cli.training.memory import is_out_of_memory
 from ddpm_cli.training.metrics import Window
 from ddpm_cli.training.presets import Preset
 from ddpm_cli.training.trainer import Trainer
+from diffusers_loops import Work, tf32
 
 __all__ = [
     "OURS",
@@ -61,8 +56,6 @@ TUNED, COMPILED, USUAL = "diffusers, tuned", "diffusers, tuned and compiled", "d
 _WARM = 3  # steps before anything is measured, in which libraries choose their kernels
 _NEVER = 10**9
 
-Work = Callable[[int], object]  # does so many steps
-
 
 class Model(NamedTuple):
     """The network of a contest. size: of its images. images: to train on."""
@@ -76,6 +69,11 @@ class Model(NamedTuple):
     @property
     def config(self) -> UNetConfig:
         return self.preset.unet(self.size, 3)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The same, for diffusers."""
+        return {name: value for name, value in self.config.to_dict().items() if not name.startswith("_")}
 
 
 class Side(NamedTuple):
@@ -190,24 +188,6 @@ def largest_that_fits(batch: int, measure: Callable[[int], list[Measured]], devi
         _reset_peak(device)  # after the error, which holds the tensors of all frames
 
 
-@contextmanager
-def _tf32(products: bool) -> Iterator[None]:
-    """TF32 for convolutions, PyTorch's default, and for matrix products too if wanted."""
-    convolutions, others = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, others.allow_tf32
-    convolutions.allow_tf32, others.allow_tf32 = True, products
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, others.allow_tf32 = before
-
-
-def _theirs(model: Model) -> Any:
-    """The same network, by diffusers."""
-    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
-    return UNet2DModel(**config).to(model.device)
-
-
 def _sides(
     ours: Callable[[bool], Work], theirs: Callable[[bool, bool], Work], compiled: bool, share: float
 ) -> list[Side]:
@@ -226,7 +206,7 @@ def training(model: Model, batch: int, folder: Path, compiled: bool) -> list[Sid
     """The sides of a contest in training steps. folder: for temporary files."""
 
     def theirs(tuned: bool, compiled: bool) -> Work:
-        return _their_training(model, batch, tuned, compiled)
+        return diffusers_loops.training(model.network, batch, model.device, tuned, compiled)
 
     return _sides(lambda compiled: _our_training(model, batch, folder, compiled), theirs, compiled, share=0.5)
 
@@ -238,7 +218,7 @@ def sampling(model: Model, images: int, sampler: str | None, compiled: bool) -> 
     """
 
     def theirs(tuned: bool, compiled: bool) -> Work:
-        return _their_sampling(model, images, tuned, compiled)
+        return diffusers_loops.sampling(model.network, images, model.device, tuned, compiled)
 
     return _sides(lambda compiled: _our_sampling(model, images, sampler, compiled), theirs, compiled, share=0.1)
 
@@ -260,39 +240,9 @@ def _our_training(model: Model, batch: int, folder: Path, compiled: bool) -> Wor
 
     def work(steps: int) -> None:
         last = trainer.step + steps
-        with _tf32(products=False):
+        with tf32(products=False):
             for _ in trainer._steps(window, lambda: trainer.step >= last):
                 pass
-
-    return work
-
-
-def _their_training(model: Model, batch: int, tuned: bool, compiled: bool) -> Work:
-    device = model.device
-    layout = torch.channels_last if tuned else torch.contiguous_format
-    unet = _theirs(model).to(memory_format=layout).train()
-    network: Any = torch.compile(unet) if compiled else unet
-    scheduler: Any = DDPMScheduler()
-    settings: dict[str, Any] = {"betas": (0.95, 0.999), "weight_decay": 1e-6}
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=model.preset.lr, fused=tuned or None, **settings)
-    warm_up: dict[str, Any] = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 3 / 4}
-    average = EMAModel(unet.parameters(), decay=0.9999, foreach=tuned, **warm_up)
-    pixels = torch.rand(batch, 3, model.size, model.size) * 2 - 1
-    resident = pixels.to(device, memory_format=layout)
-
-    def work(steps: int) -> None:
-        with _tf32(products=tuned):
-            for _ in range(steps):
-                clean = resident if tuned else pixels.to(device)
-                eps = torch.randn_like(clean)
-                t = torch.randint(0, 1000, (batch,), device=device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=tuned):
-                    loss = F.mse_loss(network(scheduler.add_noise(clean, eps, t), t).sample.float(), eps)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                average.step(unet.parameters())
 
     return work
 
@@ -311,28 +261,8 @@ def _our_sampling(model: Model, images: int, sampler: str | None, compiled: bool
 
     def work(steps: int) -> None:
         plan = drawn.sampling(sampler or "dpm++", steps)
-        with _tf32(products=False):
+        with tf32(products=False):
             for _ in drawn.sample_batches(range(images), plan, batch_size=images):
                 pass
-
-    return work
-
-
-def _their_sampling(model: Model, images: int, tuned: bool, compiled: bool) -> Work:
-    device, dtype = model.device, torch.bfloat16 if tuned else torch.float32
-    layout = torch.channels_last if tuned else torch.contiguous_format
-    unet = _theirs(model).eval().requires_grad_(False).to(dtype=dtype).to(memory_format=layout)
-    network: Any = torch.compile(unet) if compiled else unet
-    scheduler: Any = DDPMScheduler()
-
-    @torch.no_grad()
-    def work(steps: int) -> Tensor:
-        scheduler.set_timesteps(steps)
-        here = scheduler.timesteps.to(device)  # the scheduler wants its steps on the CPU, the network on the device
-        with _tf32(products=tuned):
-            x = torch.randn(images, 3, model.size, model.size, device=device, dtype=dtype).to(memory_format=layout)
-            for i, t in enumerate(scheduler.timesteps):
-                x = scheduler.step(network(x, here[i] if tuned else t).sample, t, x).prev_sample
-            return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     return work

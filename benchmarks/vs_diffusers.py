@@ -7,8 +7,7 @@ Each has a process of its own, as in real use: ddpm changes how its process wait
 A round is a few steps of the reverse process, then a few training steps.
 
 - ours: what `ddpm sample` and `ddpm train` run.
-- theirs: `DDPMPipeline`'s loop (`UNet2DModel`, `DDPMScheduler.step`), and the loop of diffusers' example
-  `train_unconditional.py` (float32 by default, AdamW, gradient clipping, `EMAModel`).
+- theirs: `DDPMPipeline`'s loop, and that of diffusers' example `train_unconditional.py`, both in float32.
 """
 
 from __future__ import annotations
@@ -78,39 +77,18 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], ob
 def theirs(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
     """The same with diffusers, and without ddpm_cli."""
     import torch
-    import torch.nn.functional as F
-    from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
+
+    import diffusers_loops
 
     warnings.filterwarnings("ignore")
-    model = UNet2DModel(**json.loads(options.network)).to(options.device)
-    still = UNet2DModel(**json.loads(options.network)).to(options.device).eval()
-    scheduler = DDPMScheduler()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-    shape = (options.batch_size, 3, model.config.sample_size, model.config.sample_size)
-    images, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
-
-    @torch.no_grad()
-    def sample() -> None:
-        scheduler.set_timesteps(options.steps)
-        x = noise.to(options.device)
-        for t in scheduler.timesteps:
-            x = scheduler.step(still(x, t).sample, t, x).prev_sample
-
-    def train() -> None:
-        for _ in range(options.training_steps):
-            clean = images.to(options.device)
-            eps = torch.randn(clean.shape, device=clean.device)
-            t = torch.randint(0, 1000, (len(clean),), device=clean.device)
-            loss = F.mse_loss(model(scheduler.add_noise(clean, eps, t), t).sample, eps)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(model.parameters())
-
-    return {"sampling": sample, "training": train, "about": lambda: f"{options.device}, fp32"}
+    network, device = json.loads(options.network), torch.device(options.device)
+    training = diffusers_loops.training(network, options.batch_size, device)
+    sampling = diffusers_loops.sampling(network, options.batch_size, device)
+    return {
+        "sampling": lambda: sampling(options.steps),
+        "training": lambda: training(options.training_steps),
+        "about": lambda: f"{options.device}, fp32",
+    }
 
 
 def unet_config(options: argparse.Namespace) -> Any:

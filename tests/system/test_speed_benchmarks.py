@@ -1,7 +1,9 @@
-"""benchmarks/gpu.py in its small sizes, which run the same code on a CPU as the large ones on a GPU."""
+"""The benchmarks of speed in small sizes. Those of gpu.py run the same code on a CPU as the large ones on a GPU."""
 
 import importlib
+import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -15,6 +17,17 @@ def script(monkeypatch):
     """A module of benchmarks/."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module
+
+
+@pytest.fixture
+def start_script():
+    """Run a script of benchmarks/ in a process, and return what it prints."""
+
+    def run(name, *options):
+        command = [sys.executable, ROOT / "benchmarks" / name, *options]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -103,3 +116,15 @@ def test_the_table(script):
         target = "| 256 samples, 1000 steps | at most 8 s (17) |"
         assert f"{target} 8 s | yes |" in text if full else f"{target} — | not measured |" in text
         assert "| training of the CIFAR-10 model, batch 128 | at least 60 steps/s (21) | — | not measured |" in text
+
+
+@pytest.mark.long
+def test_a_comparison_with_diffusers(start_script):
+    """Each program in a process of its own."""
+    small = ("--preset", "tiny", "--size", "8", "--batch-size", "2", "--rounds", "1", "--steps", "2", "--device", "cpu")
+    rows = [json.loads(line) for line in start_script("vs_diffusers.py", *small, "--json").splitlines()]
+    assert [row["work"] for row in rows] == ["sampling", "training", "memory"]
+    for row in rows:
+        assert row["ours"] > 0
+        assert row["diffusers"] > 0
+    assert all(row["least"] <= row["ratio"] <= row["most"] for row in rows[:2])
