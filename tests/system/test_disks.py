@@ -91,7 +91,7 @@ def test_a_read_only_disk(train, small_disk):
     assert process.wait() == 1
     assert process.err.count("Error: ") == 1
     assert f"{small_disk} is not writable" in process.err
-    assert "trying" not in process.err  # before any work
+    assert "fits into memory" not in process.err  # before any work
 
 
 def test_a_page_about_a_run_that_cannot_be_written_to(cli, small_disk, quick_run):

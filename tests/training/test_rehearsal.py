@@ -27,7 +27,8 @@ def trainer_of(tmp_path: Path, batch_size: int = 8, **train) -> Trainer:
     return Trainer(tmp_path, config, BlankPack(20, (1, 16, 16)), torch.device("cpu"), torch.float32)
 
 
-def test_the_trainer_is_not_changed(tmp_path):
+def test_the_trainer_is_not_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "free_memory", lambda: None)  # so the step is tried
     trained = []
     for rehearsed in (False, True):
         trainer = trainer_of(tmp_path)
@@ -53,6 +54,21 @@ def test_a_batch_that_does_not_fit_is_refused_with_values_that_do(tmp_path, monk
     with pytest.raises(TrainingError) as caught:
         rehearse(trainer)
     assert "Not even one" in (caught.value.hint or "")
+
+
+def test_a_step_is_tried_unless_the_memory_is_ample(tmp_path, monkeypatch):
+    """On a CPU the previews need no measurement: a forward pass is a third of a step."""
+    trainer = trainer_of(tmp_path, batch_size=12, accumulate=2)
+    needed = memory.needed_memory(trainer, 6)
+    tried, plans = [], []
+    backward = trainer.backward
+    monkeypatch.setattr(trainer, "backward", lambda x_0, t, eps: tried.append(len(x_0)) or backward(x_0, t, eps))
+    for free in (None, 1.9 * needed, 2.1 * needed):
+        monkeypatch.setattr(rehearsal, "free_memory", lambda free=free: free)
+        rehearse(trainer)
+        plans.append(trainer.previews)
+    assert tried == [6, 6]
+    assert plans[0].share == pytest.approx(plans[2].share)
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def _train(
         compiled=compiled,
     ) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
-        trial = f"{'compiling the network, and ' if compiled else ''}trying a training step"
+        trial = f"{'compiling the network, and ' if compiled else ''}checking that a step fits into memory"
         if dry_run:
             with console.trial(trial):
                 plan = run.measure()

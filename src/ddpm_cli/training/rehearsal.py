@@ -26,6 +26,7 @@ __all__ = ["BlankPack", "Rehearsal", "measure", "rehearse"]
 _SECONDS = 3.0  # the time for measuring steps; a step that takes longer is not tried twice
 _SHORT = 0.5  # seconds of a step of few images that are short enough to try more images
 _FEW = 2  # images of a small step, from which the time of a slow step is estimated
+_AMPLE = 2  # times the memory that a step needs, by the estimate: with so much, it is not tried on a CPU
 
 
 class BlankPack(Pack):
@@ -57,7 +58,7 @@ class Rehearsal:
 
 
 class _Seconds(NamedTuple):
-    """Times on this rank. step: of a training step. sample: of a sampler step of a preview."""
+    """Times on this rank, or their ratio. step: of a training step. sample: of a sampler step of a preview."""
 
     step: float
     sample: float
@@ -66,8 +67,8 @@ class _Seconds(NamedTuple):
 def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
     """Try the operations that need the most memory, undo them, and plan the previews. Every rank must call it.
 
-    Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do. On CPUs it takes
-    little longer than a step. A network that is compiled is compiled here.
+    Raises TrainingError if they do not fit, with values of --accumulate and --batch-size that do. On CPUs with ample
+    memory it only estimates what they need. A network that is compiled is compiled here.
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
@@ -161,14 +162,14 @@ def _require_memory(trainer: Trainer, images: int, parts: int, compute: bool) ->
 def _fits(trainer: Trainer, images: int, compute: bool) -> _Seconds | None:
     """Whether every rank can compute this many images at a time, and a preview while the gradients are in memory.
 
-    compute: try it, and return the times on this rank; else only compare the estimate with the free memory. Returns
-    None if it does not fit.
+    compute: try it if the memory is not ample, and return the times on this rank; else only compare the estimate with
+    the free memory. Returns None if it does not fit.
     """
 
     def fits_here() -> _Seconds | None:
         try:
-            _require_free(trainer, images)
-            return _try(trainer, images) if compute else _Seconds(0, 0)
+            ample = _require_free(trainer, images) and not trainer.compiled
+            return _try(trainer, images) if compute and not ample else _usual(images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -181,19 +182,29 @@ def _fits(trainer: Trainer, images: int, compute: bool) -> _Seconds | None:
     return None if fails_somewhere else seconds
 
 
-def _require_free(trainer: Trainer, images: int) -> None:
-    """Raises MemoryError if a CPU lacks the memory: allocating would succeed, and using it would kill the process."""
-    if trainer.device.type == "cpu":
-        free = free_memory()
-        if free is not None and needed_memory(trainer, images) > free:
-            raise MemoryError
+def _require_free(trainer: Trainer, images: int) -> bool:
+    """Returns whether a CPU has ample memory, by the estimate.
+
+    Raises MemoryError if it lacks memory: allocating would succeed, and using it would kill the process.
+    """
+    free = free_memory() if trainer.device.type == "cpu" else None
+    if free is None:
+        return False
+    needed = needed_memory(trainer, images)
+    if needed > free:
+        raise MemoryError
+    return _AMPLE * needed <= free
+
+
+def _usual(images: int, step: float = 1.0) -> _Seconds:
+    """A step on a CPU. A sampler step of a preview is a forward pass, which takes a third of a training step."""
+    return _Seconds(step, step / 3 * previews.IMAGES / images)
 
 
 def _try(trainer: Trainer, images: int) -> _Seconds:
     """Do a forward and a backward pass and a sampler step, and return their times.
 
-    On CPUs the sampler step is not done: it is a forward pass, which takes a third of both passes, and needs no memory
-    to speak of.
+    On CPUs the sampler step is not done, since it needs no memory to speak of.
     """
     try:
         started = time.perf_counter()
@@ -203,7 +214,7 @@ def _try(trainer: Trainer, images: int) -> _Seconds:
         synchronize(trainer.device)
         step = time.perf_counter() - started
         on_cpu = trainer.device.type == "cpu"
-        return _Seconds(step, step / 3 * previews.IMAGES / images if on_cpu else _sampler_seconds(trainer))
+        return _usual(images, step) if on_cpu else _Seconds(step, _sampler_seconds(trainer))
     finally:
         trainer.zero_grad()
 
