@@ -72,8 +72,8 @@ def sampling(
     dtype = torch.bfloat16 if tuned else torch.float32
     layout = torch.channels_last if tuned else torch.contiguous_format
     unet: Any = UNet2DModel(**network).to(device).eval().requires_grad_(False)
-    if tuned:  # even float32 to float32 prints a warning
-        unet = unet.to(dtype=dtype).to(memory_format=layout)
+    if tuned:
+        unet = unet.bfloat16().to(memory_format=layout)
     model: Any = torch.compile(unet) if compiled else unet
     scheduler: Any = DDPMScheduler()
 
