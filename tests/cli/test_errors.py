@@ -37,6 +37,7 @@ from ddpm_cli.nn.unet import UNet
         (("denoise-trace", "--frames", "1"), "--frames"),
         (("sample", "-o", ""), "the value after -o is empty"),
         (("sample", "--output=", "--n", "1"), "--output= has no value"),
+        (("sample", "-o="), "-o= has no value"),
         (("info", "-m", ""), "the value after -m is empty"),
     ],
 )

@@ -118,8 +118,6 @@ def test_the_learning_rate_falls_to_0_over_the_steps_of_the_longest_run(cli, dig
     assert "| learning rate at the end | falls to 0 over the last 50 % of the steps |" in card
     code, _, err = cli("train", digits, *options, "--steps", 8, "--resume")
     assert (code, "from step 4" in err) == (0, True), err
-    assert "--steps 8: the learning rate, which had fallen to 0 by step 4, is " in " ".join(err.split())
-    assert "learning rate, which" not in cli("train", digits, *options, "--steps", 8, "--resume")[2]
 
     code, _, err = cli("train", digits, *options, "--steps", 9, "--lr-decay", 0.1, "--resume")
     assert (code, "--lr-decay 0.1 (the run has 0.5)" in err) == (2, True)

@@ -142,6 +142,14 @@ def test_a_broken_network_is_no_endless_loop():
     assert top.x_t.isnan().all()
 
 
+def test_pixels_are_not_inverted(small_model):
+    model = DDPM.from_pretrained(str(small_model))
+    with pytest.raises(ValueError, match=r"values in \[-1, 1\], not torch.uint8 pixels"):
+        model.invert(model.sample(2))
+    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
+        model.sample(0)
+
+
 def test_only_ddim_without_noise_is_inverted(small_model):
     model = DDPM.from_pretrained(small_model)
     for plan in (model.sampling("dpm++"), model.sampling("ddim", eta=0.5)):

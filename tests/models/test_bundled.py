@@ -95,7 +95,9 @@ def test_a_missing_one_is_an_error(tmp_path, monkeypatch):
     assert "install it again" in caught.value.hint
 
 
-def test_training_can_start_from_it(cli, digits):
-    code, _, err = cli("train", digits, "-o", "run", "--from", "bundled:digits", "--steps", 1, "--batch-size", 2, "-q")
-    assert code == 0, err
+def test_training_can_start_from_it_and_continue(cli, digits):
+    command = ("train", digits, "-o", "run", "--from", "bundled:digits", "--batch-size", 2, "-q", "--resume")
+    for steps in (1, 2):
+        code, _, err = cli(*command, "--steps", steps)
+        assert code == 0, err
     assert read_recipe(hub.resolve("run").folder)["base"] == "bundled:digits"

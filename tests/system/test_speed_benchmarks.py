@@ -121,7 +121,7 @@ def test_the_table(script):
 @pytest.mark.long
 def test_a_comparison_with_diffusers(start_script):
     """Each program in a process of its own."""
-    small = ("--preset", "tiny", "--size", "8", "--batch-size", "2", "--rounds", "1", "--steps", "2", "--device", "cpu")
+    small = ("--preset", "tiny", "--size", "8", "--batch-size", "2", "--rounds", "2", "--steps", "2", "--device", "cpu")
     rows = [json.loads(line) for line in start_script("vs_diffusers.py", *small, "--json").splitlines()]
     assert [row["work"] for row in rows] == ["sampling", "training", "memory"]
     for row in rows:

@@ -92,6 +92,22 @@ def test_a_stopped_run_can_be_resumed(start):
     assert weights_in(Path("parts")) == weights_in(Path("whole"))
 
 
+def test_more_steps_that_raise_the_learning_rate_are_told(start):
+    """But not in the warm-up, or if it hardly rises."""
+    told = []
+    for folder, steps, lr_warmup in (("run", 8, 1), ("run", 9, 1), ("warm-up", 8, 100)):
+        if not Path(folder).exists():
+            start(folder, steps=4, lr=0.5, lr_decay=0.5, lr_warmup=lr_warmup)
+        found = []
+        start(folder, steps=steps, resume=True, on_note=found.append)
+        told.append([note for note in found if "learning rate" in note])
+    expected = (
+        "--steps {}: the learning rate, which had fallen to {} by step {}, rises to {}. Samples may become worse "
+    )
+    expected += "before they become better"
+    assert told == [[expected.format(8, 0.25, 4, 0.5)], [], []]
+
+
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 def test_a_callback_that_raises_does_not_lose_the_run(start, kind):
     """A checkpoint of the last step is saved, and the error goes on."""

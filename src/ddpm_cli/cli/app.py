@@ -158,10 +158,10 @@ def _unknown_command(name: str) -> UsageError:
 def _refuse_empty(arguments: list[str]) -> None:
     """Raises UsageError for an option with an empty value: `-o "$OUT"` would write into the current folder."""
     for option, value in itertools.pairwise(arguments):
-        if option.startswith("-") and not value:
+        if option.startswith("-") and option != "-" and not value:
             raise UsageError(f"the value after {option} is empty", "Is a variable not set?")
     for word in arguments:
-        if word.startswith("--") and word.endswith("="):
+        if word.startswith("-") and word.endswith("="):
             raise UsageError(f"{word} has no value", "Is a variable not set?")
 
 

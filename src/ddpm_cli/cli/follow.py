@@ -107,7 +107,7 @@ def show_plan(console: Console, run: Run, machine: str, found: Rehearsal) -> Non
     seconds = f"{duration(found.seconds)} for {counted(train.steps - start, 'step')}, with previews"
     rows = {
         "run": f"{folder}{f', from step {start} on' if start else ''}",
-        "images": f"{counted(len(pack), 'file')} in {_named(run)}{_held_out(run)}",
+        "images": f"{len(pack)} in {_named(run)}{_held_out(run)}",
         **_plan(trainer, machine),
         "memory": f"{in_bytes(found.memory)}{f' of {in_bytes(memory)}' if memory else ''}{each}",
         "speed": f"{found.steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s",

@@ -123,7 +123,7 @@ def invert(
     )
     if error.largest >= 0.5:
         exact = ddpm.unet.conv_in.weight.dtype == torch.float32
-        advice = "more --steps" if error.rmse > 1 or exact else "--precision fp32"
+        advice = "more --steps" if exact else "--precision fp32, then more --steps"
         console.note(f"to come closer: {'more --iterations' if most < ITERATIONS else advice}")
 
     rows = [torch.cat([images.to_uint8(step.x_t).cpu() for step in row]) for row in (up, back[::-1])]

@@ -48,7 +48,7 @@ def pick_target(
         if console.as_json:
             raise UsageError("--json and -o - both write to stdout", "Give -o a file name.")
         if sys.stdout.isatty():
-            raise UsageError("-o -: image bytes are not written to a terminal", "Give -o a file name, or use a pipe.")
+            raise UsageError("-o -: the result is not written to a terminal", "Give -o a file name, or use a pipe.")
         return Target(None)
     path = Path(output)
     if reason := why_not_writable(path.absolute().parent):
@@ -63,7 +63,7 @@ def pick_target(
             )
         return Target(path, folder=True)
     if path.is_dir():
-        raise UsageError(f"{named}: is a folder", "Give a file name.")
+        raise UsageError(f"{named}: is a folder", "Give a file name with -o.")
     if path.suffix.lower() not in suffixes:
         raise UsageError(
             f"{named}: this command cannot write {path.suffix or 'a file without a suffix'}",

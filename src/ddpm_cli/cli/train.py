@@ -388,14 +388,14 @@ def _train(
         compiled=compiled,
     ) as run:
         machine = describe(run.trainer.device, run.trainer.dtype)
-        trial = f"{'compiling the network, and ' if compiled else ''}checking that a step fits into memory"
+        first = "compiling the network, and " if compiled else ""
         if dry_run:
-            with console.trial(trial):
+            with console.trial(f"{first}measuring training steps"):
                 plan = run.measure()
             if world.is_main:
                 show_plan(console, run, machine, plan)
             return 0
-        with console.trial(trial):
+        with console.trial(f"{first}checking that a step fits into memory"):
             run.begin()
         if world.is_main:
             left = run.config.train.steps - run.trainer.step

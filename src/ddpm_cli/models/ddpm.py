@@ -188,6 +188,8 @@ class DDPM:
         plan = sampling or self.sampling("ddim")
         if plan.sampler != "ddim" or plan.is_random:
             raise ValueError("only the sampler ddim with eta=0 can be inverted")
+        if not x_0.is_floating_point():
+            raise ValueError(f"x_0 must have values in [-1, 1], not {x_0.dtype} pixels")
         x_0 = x_0.to(self.device, torch.float32, memory_format=memory_format(self.device))
         return inversion.invert(self.denoiser.subsequence(plan.timesteps), x_0, iterations)
 
@@ -223,7 +225,10 @@ class DDPM:
     ) -> Tensor:
         """Sample images 0..n-1 of a seed: (n, C, H, W) uint8 on the CPU.
 
-        sampler, steps, settings: see `sampling`. Image i does not depend on n and batch_size.
+        sampler, steps, settings: see `sampling`. Image i does not depend on n and batch_size. Raises ValueError if n is
+        below 1.
         """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
         sampling = self.sampling(sampler, steps, **settings)
         return torch.cat(list(self.sample_batches(range(n), sampling, seed, batch_size)))

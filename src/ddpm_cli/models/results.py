@@ -70,7 +70,7 @@ def require_results_of(folder: Path, fingerprint: str) -> None:
     what, found = _read(folder)
     if found and what != fingerprint:
         raise DataError(
-            f"-o {folder}: has results of another model, or of other images",
+            f"{folder}: has results of another model, or of other images",
             "Name another folder with -o, or use --force to replace them.",
         )
 

@@ -93,10 +93,11 @@ def opened(
             missing = _open(folder, n, record, force, warn, held)
         except LockedError:
             raise LockedError(
-                f"-o {folder}: another process is writing to it", "Wait for it, or name another folder."
+                f"{folder}: another process is writing to it", "Wait for it, or name another folder with -o."
             ) from None
         except OSError as error:
-            raise DataError(f"-o {error.filename or folder}: {error.strerror}") from None
+            place = error.filename or folder
+            raise DataError(f"{place}: {error.strerror}", "Name another folder with -o.") from None
         yield missing
 
 
@@ -123,8 +124,8 @@ def require_made_with(folder: Path, record: Mapping[str, Any]) -> None:
     """Raises DDPMError if a folder has samples with another record, see `made_with`."""
     if differences := _differences(folder / RECORD, record):
         raise DDPMError(
-            f"-o {folder}: holds samples that were made differently: {', '.join(differences)}",
-            "Name another folder, or use --force to draw these again.",
+            f"{folder}: holds samples that were made differently: {', '.join(differences)}",
+            "Name another folder with -o, or use --force to draw these again.",
         )
 
 

@@ -199,11 +199,11 @@ class Opening:
     def _tell_of_a_rise(self, old: TrainConfig, new: TrainConfig) -> None:
         """Warn if more steps raise a learning rate that had begun to fall."""
         done = step_of(found[-1]) if (found := checkpoints(self.folder)) else 0
-        before, after = (settings.lr_at(done) for settings in (old, new))
-        if after > before:
+        before, after = old.lr_at(max(0, done - 1)), new.lr_at(done)
+        if after - before > old.lr / 10:
             self._warn(
-                f"--steps {new.steps}: the learning rate, which had fallen to {before:.2g} by step {done}, is "
-                f"{after:.2g} again. Samples may become worse before they become better"
+                f"--steps {new.steps}: the learning rate, which had fallen to {before:.2g} by step {done}, rises to "
+                f"{after:.2g}. Samples may become worse before they become better"
             )
 
     def packs(self, data: DataConfig) -> Pack:
@@ -339,8 +339,8 @@ def _is_empty(folder: Path) -> bool:
 
 def _same_model(address: str, base: str | None) -> bool:
     """Whether an address may be that of the model that a run fine-tunes. A branch may have newer commits by now."""
-    if base is None:
-        return False
+    if base in (None, address):
+        return base is not None
     path = path_of(address)
     if path.exists():
         here = path.resolve()

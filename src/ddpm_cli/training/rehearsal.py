@@ -72,9 +72,9 @@ def rehearse(trainer: Trainer, sample_every_asked: bool = False) -> None:
     """
     images, parts = _largest_part(trainer)
     seconds = _require_memory(trainer, images, parts, compute=True)
-    # The first try is slower than the next: on GPUs many times, on CPUs by less than a half.
-    on_gpu = trainer.device.type != "cpu" and trainer.world.on_main(lambda: seconds.step < _SECONDS)
-    if on_gpu or trainer.compiled:
+    # On a GPU the first try is many times slower than the next, and so is one that compiles the network.
+    on_gpu = trainer.device.type != "cpu"
+    if on_gpu and (trainer.compiled or trainer.world.on_main(lambda: seconds.step < _SECONDS)):
         seconds = trainer.world.on_all(lambda: _try(trainer, images))
     _plan_previews(trainer, _Seconds(seconds.step * parts, seconds.sample), sample_every_asked)
 

@@ -133,12 +133,14 @@ def train(
     should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
     True, the run saves a checkpoint and stops.
     Under torchrun all processes train one run; on_event and on_note are called on rank 0 only.
-    Raises DDPMError; TypeError for an unknown setting; ValueError without images. Ctrl-C raises KeyboardInterrupt after
+    Raises DDPMError; TypeError for an unknown setting or a scale that is no number; ValueError without images. Ctrl-C raises KeyboardInterrupt after
     the current step, and a second Ctrl-C at once. Then, and if on_event raises, a checkpoint is saved before.
     """
     if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS - set(OPTIONS):
         raise TypeError(f"train() has no setting {min(unknown)!r}")
     chosen = {name: value for name, value in settings.items() if value is not None}
+    if scale is not None and type(scale) is not int:
+        raise TypeError(f"train(): scale must be a whole number or None, not {scale!r}")
     named = [images] if isinstance(images, str | Path) else images
     if not named:
         raise ValueError("train() needs images")
