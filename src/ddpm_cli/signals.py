@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-__all__ = ["stop_signals"]
+__all__ = ["exit_while_importing", "stop_signals"]
 
 _ONE_SIGNAL = 1.0  # seconds; batch system and launcher may both send the same signal
 
@@ -35,3 +39,27 @@ def stop_signals(numbers: Iterable[int], again: Callable[[int], object]) -> Iter
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exit_while_importing(name: str) -> Iterator[None]:
+    """Let Ctrl-C end the process at once while this module is being imported. Nothing has begun then.
+
+    Extension modules that are being loaded may lose a KeyboardInterrupt, or abort the process.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else the caller handles or ignores it
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            os._exit(128 + number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

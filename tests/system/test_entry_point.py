@@ -1,7 +1,10 @@
 """`ddpm` as the shell starts it, in new processes."""
 
+import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from ddpm_cli import __version__
@@ -16,6 +19,21 @@ def test_help_and_version():
         for name in ("train", "sample", "noise", "denoise-trace"):
             assert name in done.stdout
     assert subprocess.run([DDPM, "-V"], capture_output=True, check=True, text=True).stdout == f"ddpm {__version__}\n"
+
+
+def test_ctrl_c_while_pytorch_is_imported(tmp_path):
+    """Its extension modules may lose a KeyboardInterrupt, as this one does."""
+    loading = "for _ in range(600):\n    try:\n        time.sleep(0.1)\n    except KeyboardInterrupt:\n        pass\n"
+    (tmp_path / "torch.py").write_text(f"import time\nprint('importing', flush=True)\n{loading}")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    usual = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
+    with subprocess.Popen(
+        [DDPM, "sample", "-o", "x.png"], env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=usual
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(GUARD) == 130
 
 
 def test_a_pipe_gives_the_same_as_files(cli, color_model, photo):

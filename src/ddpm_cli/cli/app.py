@@ -17,6 +17,7 @@ from ddpm_cli import __version__
 from ddpm_cli.cli.console import print_error
 from ddpm_cli.errors import DDPMError, ElsewhereError, UsageError
 from ddpm_cli.names import nearest
+from ddpm_cli.signals import exit_while_importing
 
 __all__ = ["COMMANDS", "build", "main"]
 
@@ -126,12 +127,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         os.environ["COLUMNS"] = "1000"  # fish takes each line of an option's help for a completion
     try:
         _refuse_empty(arguments)
-        if command:
-            code = build(command)(args=arguments[1:], prog_name=f"ddpm {command}", standalone_mode=False)
-        elif arguments and not arguments[0].startswith("-"):
-            raise _unknown_command(arguments[0])
-        else:
-            code = build()(args=arguments, prog_name="ddpm", standalone_mode=False)
+        with exit_while_importing("torch"):
+            if command:
+                code = build(command)(args=arguments[1:], prog_name=f"ddpm {command}", standalone_mode=False)
+            elif arguments and not arguments[0].startswith("-"):
+                raise _unknown_command(arguments[0])
+            else:
+                code = build()(args=arguments, prog_name="ddpm", standalone_mode=False)
     except Exception as error:
         if os.environ.get("DDPM_DEBUG") == "1":
             raise

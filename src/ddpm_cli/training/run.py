@@ -133,8 +133,9 @@ def train(
     should_stop: called after every step, and before every layer of the network that draws a preview; if it returns
     True, the run saves a checkpoint and stops.
     Under torchrun all processes train one run; on_event and on_note are called on rank 0 only.
-    Raises DDPMError; TypeError for an unknown setting or a scale that is no number; ValueError without images. Ctrl-C raises KeyboardInterrupt after
-    the current step, and a second Ctrl-C at once. Then, and if on_event raises, a checkpoint is saved before.
+    Raises DDPMError; TypeError for an unknown setting or a scale that is no number; ValueError without images. Ctrl-C
+    raises KeyboardInterrupt after the current step, and a second Ctrl-C at once. Then, and if on_event raises, a
+    checkpoint is saved before. Other signals are left to the caller.
     """
     if unknown := settings.keys() - _DATA_FIELDS - _TRAIN_FIELDS - set(OPTIONS):
         raise TypeError(f"train() has no setting {min(unknown)!r}")
