@@ -126,7 +126,7 @@ def test_every_objective_lowers_its_own_bound(pixels, prediction, variance, loss
             return training_loss(denoiser, pixels.repeat_interleave(10, 0), t, eps, loss).mean().item()
 
     before = whole()
-    for _ in range(40):
+    for _ in range(20):
         steps, noise = torch.randint(10, (8,)), torch.randn_like(pixels)
         optimizer.zero_grad()
         training_loss(denoiser, pixels, steps, noise, loss).mean().backward()
