@@ -72,7 +72,7 @@ def sampling(
     dtype = torch.bfloat16 if tuned else torch.float32
     layout = torch.channels_last if tuned else torch.contiguous_format
     unet: Any = UNet2DModel(**network).to(device).eval().requires_grad_(False)
-    if tuned:
+    if tuned:  # not with .to(dtype), of which diffusers warns
         unet = unet.bfloat16().to(memory_format=layout)
     model: Any = torch.compile(unet) if compiled else unet
     scheduler: Any = DDPMScheduler()

@@ -339,8 +339,10 @@ def _is_empty(folder: Path) -> bool:
 
 def _same_model(address: str, base: str | None) -> bool:
     """Whether an address may be that of the model that a run fine-tunes. A branch may have newer commits by now."""
-    if base in (None, address):
-        return base is not None
+    if base is None:
+        return False
+    if address == base:  # a bundled model, whose address is all that it has
+        return True
     path = path_of(address)
     if path.exists():
         here = path.resolve()
